@@ -1,0 +1,18 @@
+"""slimvit_jax: token slimming for vision transformers in JAX.
+
+    import slimvit_jax as slim
+
+    model = slim.create_model("deit_small_patch16_224", method="life_regression", keep_rate=0.7)
+    variables = slim.load(model, "deit_small.safetensors", init_missing=("life_predictor",))
+    logits, aux = model.apply(variables, images, return_aux=True)
+"""
+
+from slimvit_jax import losses, methods
+from slimvit_jax.analysis.flops import FlopsReport, flops
+from slimvit_jax.build import create_model, list_methods, list_models
+from slimvit_jax.errors import SlimError
+from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Aux, Tokens
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The backbones. None of them knows a slimming method by name."""

@@ -1,0 +1,280 @@
+"""ViT and DeiT with timm's options, parameter names and numbers (timm/models/vision_transformer.py, deit.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.encoder import encode
+from slimvit_jax.errors import SlimError
+from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, truncated
+from slimvit_jax.plan import Geometry, block_flops, check_choice
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Aux, Tokens
+
+Array = jax.Array
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(v, v) for a number, the tuple itself for a tuple."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class VisionTransformer(nn.Module, kw_only=True):
+    """A plain vision transformer with a slimming method plugged into its encoder loop.
+
+    Build it with `create_model`, which binds the method. Parameters do not depend on the method, whose own are all
+    under "slim".
+
+    Attributes:
+      slim: the bound method; `Slimming` is the dense model.
+      img_size: (height, width) in pixels; each divisible by patch_size.
+      patch_size: (height, width) of a patch.
+      in_chans: channels of the images.
+      num_classes: of the head; 0 for none, then the logits are the pooled features.
+      embed_dim, depth, num_heads, mlp_ratio: D, T, H, hidden width over D.
+      qkv_bias, qk_norm, init_values: of the blocks; init_values is LayerScale's, None for none.
+      class_token: whether there is one; without it global_pool must be "avg".
+      reg_tokens: number of register tokens behind the class token.
+      distilled: DeiT's distillation token and second head; logits are the mean of both heads.
+      no_embed_class: position embeddings on the patches only.
+      global_pool: "token" for the class token, "avg" for the mean of the patches.
+      fc_norm: normalise after pooling instead of before; None means with "avg" only, as timm.
+      pre_norm: a norm in front of the first layer.
+      drop_rate, pos_drop_rate, proj_drop_rate: dropout of the head, the embedding, the branches.
+      drop_path_rate: stochastic depth of the last layer; grows linearly from 0 at the first.
+      eps: of the layer norms.
+      attention: "auto", "xla" or "cudnn".
+      remat: recompute the activations of the blocks in the backward pass to save memory.
+      dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
+    """
+
+    slim: Slimming
+    img_size: tuple[int, int] = (224, 224)
+    patch_size: tuple[int, int] = (16, 16)
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    init_values: float | None = None
+    class_token: bool = True
+    reg_tokens: int = 0
+    distilled: bool = False
+    no_embed_class: bool = False
+    global_pool: str = "token"
+    fc_norm: bool | None = None
+    pre_norm: bool = False
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    eps: float = 1e-6
+    attention: str = "auto"
+    remat: bool = False
+    dtype: Any = "float32"
+
+    @classmethod
+    def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Keyword options in the form of the fields, checked.
+
+        Raises:
+          SlimError: naming the option, its value and what it may be.
+        """
+        options = dict(options)
+        for name in ("img_size", "patch_size"):
+            options[name] = pair(options.get(name, cls.__dataclass_fields__[name].default))
+        model = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
+        for axis, size, patch in zip(("height", "width"), options["img_size"], options["patch_size"], strict=True):
+            if size < 1 or patch < 1 or size % patch:
+                raise SlimError(f"image {axis} {size} is not divisible by the patch size {patch}")
+        for name in ("depth", "num_heads", "embed_dim", "in_chans"):
+            if not isinstance(model(name), int) or model(name) < 1:
+                raise SlimError(f"{name}={model(name)!r} must be a whole number of at least 1")
+        if model("embed_dim") % model("num_heads"):
+            raise SlimError(f"embed_dim={model('embed_dim')} is not divisible by num_heads={model('num_heads')}")
+        for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "drop_path_rate"):
+            if not 0 <= model(name) < 1:
+                raise SlimError(f"{name}={model(name)!r} must lie in [0, 1)")
+        check_choice("global_pool", model("global_pool"), ("token", "avg"))
+        check_choice("attention", model("attention"), ("auto", "xla", "cudnn"))
+        check_choice("dtype", str(jnp.dtype(model("dtype")).name), ("float32", "bfloat16", "float16"))
+        options["dtype"] = jnp.dtype(model("dtype")).name
+        if not model("class_token") and (model("global_pool") == "token" or model("distilled")):
+            raise SlimError("class_token=False needs global_pool='avg' and a model without distillation token")
+        if model("num_classes") < 0 or model("reg_tokens") < 0:
+            raise SlimError(f"num_classes={model('num_classes')} and reg_tokens={model('reg_tokens')} must not be < 0")
+        return options
+
+    @classmethod
+    def geometry_of(cls, options: dict[str, Any]) -> Geometry:
+        """What a method needs to know, from normalised options."""
+        get = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
+        (height, width), (ph, pw) = get("img_size"), get("patch_size")
+        return Geometry(
+            grid=(height // ph, width // pw),
+            depth=get("depth"),
+            dim=get("embed_dim"),
+            heads=get("num_heads"),
+            prefix_tokens=int(get("class_token")) + int(get("distilled")) + get("reg_tokens"),
+            class_token=get("class_token"),
+        )
+
+    @property
+    def geometry(self) -> Geometry:
+        """Grid, depth, width, heads and prefix tokens."""
+        return self.slim.bound
+
+    def setup(self) -> None:
+        geometry, dtype = self.geometry, jnp.dtype(self.dtype)
+        self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, dtype)
+        tiny = nn.initializers.normal(1e-6)
+        if self.class_token:
+            self.cls_token = self.param("cls_token", tiny, (1, 1, self.embed_dim))
+        if self.distilled:
+            self.dist_token = self.param("dist_token", truncated, (1, 1, self.embed_dim))
+        if self.reg_tokens:
+            self.reg_token = self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim))
+        positions = geometry.num_patches + (0 if self.no_embed_class else geometry.prefix_tokens)
+        self.pos_embed = self.param("pos_embed", truncated, (1, positions, self.embed_dim))
+        self.pos_drop = nn.Dropout(self.pos_drop_rate)
+        if self.pre_norm:
+            self.norm_pre = LayerNorm(self.eps, dtype)
+        block = nn.remat(Block, methods=("attend", "feed_forward"), static_argnums=(2, 3)) if self.remat else Block
+        rates = [self.drop_path_rate * i / max(1, self.depth - 1) for i in range(self.depth)]
+        self.blocks = [
+            block(
+                dim=self.embed_dim,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                qkv_bias=self.qkv_bias,
+                qk_norm=self.qk_norm,
+                init_values=self.init_values,
+                proj_drop=self.proj_drop_rate,
+                drop_path=rate,
+                eps=self.eps,
+                dtype=dtype,
+                backend=self.attention,
+            )
+            for rate in rates
+        ]
+        if self._norm_after_pooling:
+            self.fc_norm_layer = LayerNorm(self.eps, dtype, name="fc_norm")
+        else:
+            self.norm = LayerNorm(self.eps, dtype)
+        self.head_drop = nn.Dropout(self.drop_rate)
+        if self.num_classes:
+            self.head = Linear(self.num_classes, dtype=jnp.float32)
+            if self.distilled:
+                self.head_dist = Linear(self.num_classes, dtype=jnp.float32)
+
+    @property
+    def _norm_after_pooling(self) -> bool:
+        return self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
+
+    def __call__(
+        self,
+        images: Array,
+        train: bool = False,
+        *,
+        return_aux: bool = False,
+        record_tokens: bool = False,
+        scores: Array | None = None,
+    ) -> Array | tuple[Array, Aux]:
+        """Classify images.
+
+        Args:
+          images: (B, H, W, C) floats, normalised as the weights expect (`preprocess_for`).
+          train: the training path: dropout, stochastic depth and the method's training form; needs rngs={"dropout"}.
+          return_aux: also return an `Aux`.
+          record_tokens: put the patch tokens after every layer into `aux.taps["tokens"]`.
+          scores: (B, N) in raster order, used by the method in place of its own prediction (random lives, an oracle).
+
+        Returns:
+          (B, num_classes) float32 logits, or (logits, aux).
+
+        Raises:
+          SlimError: for images of another shape.
+        """
+        _check_images(images.shape, self.img_size, self.in_chans)
+        path = train or self.is_initializing()  # so that init creates the parameters that only training uses
+        tokens = self._embed(images, train)
+        if scores is not None:
+            if scores.shape != tokens.origin.shape:
+                raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
+            tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
+        tokens = encode(self.blocks, self.slim, tokens, path, record_tokens)
+        if not self._norm_after_pooling:
+            tokens = tokens.replace(x=self.norm(tokens.x))
+        logits, taps = self._classify(tokens, train)
+        if not return_aux:
+            return logits
+        plan = self.slim.train_plan if path else self.slim.plan
+        aux = Aux(
+            token_counts=plan.token_counts,
+            kept=None if self.slim.merges else tokens.kept,
+            scores=tokens.memory.get("scores"),
+            features=tokens.x,
+            taps={**tokens.taps, **taps},
+        )
+        return logits, aux
+
+    def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
+        """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
+        geometry, plan, dim = self.geometry, self.slim.plan, self.embed_dim
+        embed = geometry.num_patches * self.patch_size[0] * self.patch_size[1] * self.in_chans * dim
+        prefix, hidden = geometry.prefix_tokens, int(dim * self.mlp_ratio)
+        layers = tuple(
+            block_flops(prefix + a, prefix + m, dim, hidden) for a, m in zip(plan.attention, plan.mlp, strict=True)
+        )
+        return embed, layers, dim * self.num_classes * (2 if self.distilled else 1)
+
+    def _embed(self, images: Array, train: bool) -> Tokens:
+        patches = self.patch_embed(images)
+        batch, n, _ = patches.shape
+        prefix = [getattr(self, name) for name, there in self._prefix_names() if there]
+        front = [jnp.broadcast_to(p.astype(patches.dtype), (batch, *p.shape[1:])) for p in prefix]
+        position = self.pos_embed.astype(patches.dtype)
+        if self.no_embed_class:
+            x = jnp.concatenate([*front, patches + position], axis=1)
+        else:
+            x = jnp.concatenate([*front, patches], axis=1) + position
+        x = self.pos_drop(x, deterministic=not train)
+        if self.pre_norm:
+            x = self.norm_pre(x)
+        origin = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
+        return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens)
+
+    def _prefix_names(self) -> list[tuple[str, bool]]:
+        names = [("cls_token", self.class_token), ("dist_token", self.distilled), ("reg_token", self.reg_tokens > 0)]
+        return [(name, bool(there)) for name, there in names]
+
+    def _classify(self, tokens: Tokens, train: bool) -> tuple[Array, dict[str, Array]]:
+        if self.global_pool == "token":
+            pooled = tokens.x[:, 0]
+        else:
+            weights = self.slim.pooling_weights(tokens, train)
+            patches = tokens.patches.astype(jnp.float32)
+            pooled = patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
+        if self._norm_after_pooling:
+            pooled = self.fc_norm_layer(pooled)
+        pooled = self.head_drop(pooled, deterministic=not train)
+        if not self.num_classes:
+            return pooled.astype(jnp.float32), {}
+        if not self.distilled:
+            return self.head(pooled), {}
+        head = self.head(pooled)
+        dist = self.head_dist(self.head_drop(tokens.x[:, 1], deterministic=not train))
+        return (head + dist) / 2, {"head_logits": head, "dist_logits": dist}
+
+
+def _check_images(shape: tuple[int, ...], img_size: tuple[int, int], in_chans: int) -> None:
+    expected = (*img_size, in_chans)
+    if len(shape) != 4 or tuple(shape[1:]) != expected:
+        raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {', '.join(map(str, expected))}), NHWC")

@@ -1,0 +1,187 @@
+"""Life regression (Chen et al.): one module predicts after an early layer how long every patch lives."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.layers import LayerNorm
+from slimvit_jax.ops import life, select
+from slimvit_jax.plan import (
+    Geometry,
+    Plan,
+    check_budgets,
+    check_choice,
+    check_keep_rate,
+    check_locations,
+    shrinking_counts,
+)
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+def _weight_init(kind: str, scale: float) -> nn.initializers.Initializer:
+    def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        if kind == "normal":
+            return scale * jax.random.normal(key, shape, dtype)
+        return (scale if kind == "identity" else -scale) * jnp.eye(shape[0], dtype=dtype)
+
+    return init
+
+
+class LifePredictor(nn.Module):
+    """Equations (1) and (2): layer norm and a bilinear form between the class token and every patch.
+
+    Attributes:
+      eps: of the layer norm.
+      kind: of the initial W: "normal", "identity" or "negative_identity".
+      scale: standard deviation of "normal", factor of the identities.
+    """
+
+    eps: float
+    kind: str
+    scale: float
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, class_token: bool) -> Array:
+        """(B, N) float32 scores of the patches."""
+        dim = tokens.x.shape[-1]
+        weight = self.param("weight", _weight_init(self.kind, self.scale), (dim, dim))
+        norm = LayerNorm(self.eps, name="norm")
+        patches = tokens.patches.astype(jnp.float32)
+        anchor = tokens.x[:, :1].astype(jnp.float32) if class_token else patches.mean(axis=1, keepdims=True)
+        return life.bilinear_scores(norm(anchor)[:, 0], norm(patches), weight)
+
+
+class LifeRegression(Slimming, kw_only=True):
+    """Patches are sorted once by their predicted life; every later reduction is a prefix slice.
+
+    "At layer t" means after layer t has run: with locations (4, 7, 10) and keep rate r, layers 1-4 compute N patches,
+    5-7 compute ceil(r N), 8-10 the ceil of r times that, and so on; this reproduces the FLOPs of the paper's tables.
+
+    Training drops nothing: the attention of every layer t after t_base weighs each key by beta(t) of equation (7).
+    Deviations from the paper: log beta travels instead of beta (equal, but does not underflow); scores cost
+    D^2 + N D instead of two full projections; the class token's weight is exactly 1 unless
+    `literal_class_weight`; a model without class token uses its mean patch in place of it, and weighs the average
+    pooling by beta(T) while training, so that it tends to what inference computes.
+
+    Attributes:
+      keep_rate: share of patches kept at each location; a float or one per location.
+      locations: 1-based layers after which patches are dropped.
+      temperature: U of equation (7).
+      t_base: the 1-based layer whose output lives are predicted from; None: the first location.
+      budgets: patches computed per layer n_1..n_T, in place of keep_rate and locations.
+      predictor_init, predictor_scale: initial W: "normal", "identity" or "negative_identity", times the scale.
+      literal_class_weight: use sigmoid(U (T - t)) as the weight of prefix tokens, as the paper prints.
+      stop_gradient: predict lives from tokens through which no gradient flows back into the backbone.
+      eps: of the predictor's layer norm.
+    """
+
+    method = "life_regression"
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+    temperature: float = 1.5
+    t_base: int | None = None
+    budgets: tuple[int, ...] | None = None
+    predictor_init: str = "normal"
+    predictor_scale: float = 0.02
+    literal_class_weight: bool = False
+    stop_gradient: bool = False
+    eps: float = 1e-6
+
+    def check_options(self) -> None:
+        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        check_choice("predictor_init", self.predictor_init, ("normal", "identity", "negative_identity"))
+        if not self.temperature > 0:
+            raise SlimError(f"temperature={self.temperature!r} must be positive")
+        if self.budgets is not None:
+            check_budgets(self.budgets)
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        if self.budgets is not None:
+            check_budgets(self.budgets, geometry)
+        else:
+            check_locations(self.locations, geometry.depth)
+        if not isinstance(self.base, int) or not 1 <= self.base <= geometry.depth:
+            raise SlimError(f"t_base={self.t_base!r} must lie in 1..{geometry.depth}")
+        if min(self.counts[: self.base]) < geometry.num_patches:
+            raise SlimError(
+                f"t_base={self.base}: patches are dropped before it, budgets {self.counts}; lives are predicted from"
+                f" the output of layer t_base, so layers 1..t_base must compute all {geometry.num_patches} patches"
+            )
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patches computed per layer, n_1..n_T."""
+        if self.budgets is not None:
+            return self.budgets
+        rates = check_keep_rate(self.keep_rate, self.locations)
+        left = shrinking_counts(self.bound.num_patches, rates)
+        return Plan.drop(self.bound, self.locations, left, "after").attention
+
+    @property
+    def base(self) -> int:
+        """t_base, 1-based."""
+        if self.t_base is not None:
+            return self.t_base
+        if self.budgets is None:
+            return self.locations[0]
+        full = sum(n == self.budgets[0] for n in self.budgets)
+        return full if full < len(self.budgets) else min(4, len(self.budgets))
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.counts, self.counts)
+
+    @property
+    def train_plan(self) -> Plan:
+        return Plan.full(self.bound.num_patches, self.bound.depth)
+
+    def extra_flops(self) -> dict[int, int]:
+        dim = self.bound.dim
+        return {self.base: dim * dim + self.bound.num_patches * dim}
+
+    def setup(self) -> None:
+        self.life_predictor = LifePredictor(self.eps, self.predictor_init, self.predictor_scale)
+
+    def lives(self, tokens: Tokens) -> Array:
+        """(B, N) float32 lives tau of equation (3), from the tokens after layer t_base."""
+        given = tokens.memory.get("given_scores")
+        if given is not None and not self.is_initializing():
+            scores = given
+        else:
+            source = tokens.replace(x=jax.lax.stop_gradient(tokens.x)) if self.stop_gradient else tokens
+            scores = self.life_predictor(source, self.bound.class_token)
+        return life.normalise_lives(scores, *life.life_moments(self.counts))
+
+    def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        if layer != self.base:
+            return tokens
+        lives = self.lives(tokens)
+        tokens = tokens.remember(scores=lives)
+        if train or self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:
+            return tokens
+        return tokens.take(select.top(lives, self.counts[layer]))  # the one sort
+
+    def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        if layer <= self.base:
+            return tokens
+        if not train:
+            return tokens.first(self.counts[layer - 1])
+        return tokens.replace(log_weight=self._log_weight(tokens, layer))
+
+    def _log_weight(self, tokens: Tokens, layer: int) -> Array:
+        patches = life.log_weight(tokens.memory["scores"], layer, self.temperature)
+        prefix = life.log_weight(jnp.float32(self.bound.depth), layer, self.temperature)
+        return tokens.per_token(patches, float(prefix) if self.literal_class_weight else 0.0)
+
+    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        if tokens.log_weight is None:
+            return None
+        return jax.nn.softmax(tokens.log_weight[:, tokens.prefix :], axis=1)

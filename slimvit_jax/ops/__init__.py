@@ -1,0 +1,1 @@
+"""Pure functions on arrays: the algebra of attention, selection, merging and lives."""

@@ -1,0 +1,156 @@
+"""`Slimming`: the do-nothing method. A slimming method is a subclass that overrides a few hooks.
+
+The encoder (encoder.py) calls the hooks in a fixed order for every layer, numbered 1..T as in the papers:
+
+    tokens = method.before_block(tokens, layer, train)
+    branch, probe = block.attend(tokens, method.needs(layer, train), train)
+    tokens = method.after_attention(tokens.add(branch), layer, probe, train)
+    tokens = method.after_block(tokens.add(block.feed_forward(tokens, train)), layer, train)
+
+and once, at the end, `tokens = method.finish(tokens, train)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import flax.linen as nn
+import jax
+
+from slimvit_jax import losses as loss_functions
+from slimvit_jax.errors import SlimError
+from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.tokens import Aux, Tokens
+
+Array = jax.Array
+Probe = Mapping[str, Array]
+
+
+class Slimming(nn.Module, kw_only=True):
+    """The plain vision transformer: keeps every token.
+
+    Attributes:
+      geometry: the backbone this method is bound to; set by `create_model` through `bind`.
+    """
+
+    method: ClassVar[str] = "dense"
+    #: Tokens are merged, so that the original index of a token is not defined and `aux.kept` is None.
+    merges: ClassVar[bool] = False
+    #: Needs the attention of a class token (or something else only some backbones have).
+    needs_class_token: ClassVar[bool] = False
+    #: The training losses compare with a frozen dense model.
+    needs_teacher: ClassVar[bool] = False
+    #: The method's default weight of each loss.
+    loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0}
+    #: Other learning rates for the method's parameters, relative to the backbone's.
+    learning_rate_scale: ClassVar[float] = 1.0
+
+    geometry: Geometry | None = None
+
+    def __post_init__(self) -> None:
+        for field in self.__dataclass_fields__:
+            value = getattr(self, field, None)
+            if isinstance(value, list):  # lists from configs and JSON; modules must be hashable
+                object.__setattr__(self, field, tuple(value))
+        self.check_options()
+        if self.geometry is not None:
+            self.check_geometry(self.geometry)
+        super().__post_init__()
+
+    # Options -----------------------------------------------------------------------------------------------------
+
+    def check_options(self) -> None:
+        """Raises SlimError for options that are wrong whatever the backbone."""
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """Raises SlimError for options that do not fit this backbone."""
+        if self.needs_class_token and not geometry.class_token:
+            raise SlimError(
+                f"method {self.method!r} ranks patches by the class token's attention, but this model has no class token"
+            )
+
+    def bind(self, geometry: Geometry) -> Self:
+        """The same method for a given backbone, its options checked against it."""
+        return self.clone(geometry=geometry)
+
+    @property
+    def bound(self) -> Geometry:
+        """The geometry.
+
+        Raises:
+          SlimError: before `bind`.
+        """
+        if self.geometry is None:
+            raise SlimError(f"method {self.method!r} is not bound to a backbone yet; create_model does that")
+        return self.geometry
+
+    # Token counts ------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """Patch tokens per layer at inference."""
+        return Plan.full(self.bound.num_patches, self.bound.depth)
+
+    @property
+    def train_plan(self) -> Plan:
+        """Patch tokens per layer while training; the inference plan unless a method says otherwise."""
+        return self.plan
+
+    def extra_flops(self) -> dict[int, int]:
+        """Multiply-adds that the method adds at inference, by 1-based layer."""
+        return {}
+
+    # Hooks -------------------------------------------------------------------------------------------------------
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        """What `after_attention` wants to see of this layer's attention.
+
+        Of "class_attention" (B, H, P + n), the softmaxed row of the class token; "keys" and "values"
+        (B, P + n, H, D / H); "attention" (B, H, P + n, P + n), which forces the slow form.
+        """
+        return ()
+
+    def start(self, tokens: Tokens, train: bool) -> Tokens:
+        """Before the first layer."""
+        return tokens
+
+    def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        """Before the layer's attention."""
+        return tokens
+
+    def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
+        """Between the layer's attention (residual added) and its MLP."""
+        return tokens
+
+    def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        """After the layer's MLP (residual added)."""
+        return tokens
+
+    def finish(self, tokens: Tokens, train: bool) -> Tokens:
+        """After the last layer, before the final norm."""
+        return tokens
+
+    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        """(B, n) weights of the patches in average pooling, summing to 1; None for the plain mean."""
+        return None
+
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def losses(
+        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
+    ) -> dict[str, Array]:
+        """The unweighted training losses by name; `loss_weights` has the default weights.
+
+        Args:
+          logits: (B, C) of the training path.
+          aux: of the same call.
+          labels: (B, C) float target distributions.
+          teacher: (logits, aux) of the frozen dense model on the same images, where `needs_teacher`.
+        """
+        return {"classification": loss_functions.classification(logits, aux.taps, labels)}
+
+    def options(self) -> dict[str, Any]:
+        """The options as a plain dict, without the binding."""
+        skip = {"geometry", "parent", "name"}
+        return {field: getattr(self, field) for field in self.__dataclass_fields__ if field not in skip}

@@ -1,0 +1,116 @@
+"""The value that travels through the encoder, and what comes out beside the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.ops import select
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Tokens:
+    """Everything that goes from layer to layer.
+
+    Attributes:
+      x: (B, P + n, D): P prefix tokens (class, distillation, registers), then the n patch tokens held now.
+      origin: (B, n) int32, the raster index of each patch token; -1 for a made-up one (fused, merged).
+      log_weight: (B, P + n) float32 added to the attention logits of each key, or None for none.
+      policy: (B, P + n) float32 that multiplies the exponentials instead, every token always seeing itself; for hard
+        zeros that must keep a finite gradient. None for none.
+      input_mask: (B, P + n) float32 that multiplies the normalised input of both branches, or None for none.
+      memory: what a method carries from layer to layer.
+      taps: named outputs for losses and pictures.
+      kept: raster indices (B, n) after every reduction so far.
+      prefix: P.
+    """
+
+    x: Array
+    origin: Array
+    log_weight: Array | None = None
+    policy: Array | None = None
+    input_mask: Array | None = None
+    memory: dict[str, Any] = flax.struct.field(default_factory=dict)
+    taps: dict[str, Any] = flax.struct.field(default_factory=dict)
+    kept: tuple[Array, ...] = ()
+    prefix: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def n(self) -> int:
+        """Patch tokens held now."""
+        return self.x.shape[1] - self.prefix
+
+    @property
+    def patches(self) -> Array:
+        """(B, n, D)."""
+        return self.x[:, self.prefix :]
+
+    @property
+    def head(self) -> Array:
+        """(B, P, D), the prefix tokens."""
+        return self.x[:, : self.prefix]
+
+    def add(self, branch: Array) -> Tokens:
+        """The residual connection."""
+        return self.replace(x=self.x + branch)
+
+    def with_patches(self, patches: Array, origin: Array | None = None) -> Tokens:
+        """Other patch tokens (B, k, D) behind the same prefix; without `origin` they count as made up."""
+        if origin is None:
+            origin = jnp.full(patches.shape[:2], -1, jnp.int32)
+        return self.replace(x=jnp.concatenate([self.head, patches.astype(self.x.dtype)], axis=1), origin=origin)
+
+    def take(self, index: Array) -> Tokens:
+        """Only the patch tokens `index` (B, k), in that order, in every per-token array."""
+        cut = lambda a: jnp.concatenate([a[:, : self.prefix], select.gather(a[:, self.prefix :], index)], axis=1)
+        return self._map(cut, select.gather(self.origin, index))
+
+    def first(self, k: int) -> Tokens:
+        """Only the first `k` patch tokens: a plain slice."""
+        return self._map(lambda a: a[:, : self.prefix + k], self.origin[:, :k])
+
+    def _map(self, cut, origin: Array) -> Tokens:
+        optional = {
+            name: cut(value)
+            for name in ("log_weight", "policy", "input_mask")
+            if (value := getattr(self, name)) is not None
+        }
+        return self.replace(x=cut(self.x), origin=origin, **optional)
+
+    def per_token(self, patch_values: Array, prefix_value: float) -> Array:
+        """(B, n) values of the patches with `prefix_value` for the prefix tokens in front: (B, P + n)."""
+        front = jnp.full((patch_values.shape[0], self.prefix), prefix_value, patch_values.dtype)
+        return jnp.concatenate([front, patch_values], axis=1)
+
+    def remember(self, **values: Any) -> Tokens:
+        """Carry these to later layers."""
+        return self.replace(memory={**self.memory, **values})
+
+    def tap(self, name: str, value: Any) -> Tokens:
+        """Append `value` to the named outputs `taps[name]` (a tuple)."""
+        return self.replace(taps={**self.taps, name: (*self.taps.get(name, ()), value)})
+
+
+@flax.struct.dataclass
+class Aux:
+    """What a model returns beside its logits, when asked with `return_aux=True`.
+
+    Attributes:
+      token_counts: patch tokens each layer takes in; static ints.
+      kept: original raster indices (B, n) in the order held, one array per reduction; None for merging methods.
+      scores: (B, N) in raster order where the method has them (the lives, for life regression), else None.
+      features: (B, P + n, D) tokens after the final norm.
+      taps: further named outputs: "head_logits" and "dist_logits" of a model with two heads, "tokens" when asked with
+        `record_tokens=True`, and what the method adds.
+    """
+
+    token_counts: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    kept: tuple[Array, ...] | None
+    scores: Array | None
+    features: Array
+    taps: dict[str, Any] = flax.struct.field(default_factory=dict)
