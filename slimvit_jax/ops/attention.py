@@ -1,0 +1,112 @@
+"""Attention as pure functions on arrays, with one optional weight per key.
+
+Layout: queries, keys and values are (B, N, H, D), the way a ``qkv`` projection leaves them; no function here needs
+the heads in front, and none asks its caller for a transpose.  Softmax and its sums are float32 whatever the compute
+dtype.  The logits are scaled by ``D ** -0.5``.
+"""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from slimvit_jax.errors import SlimError, unknown
+
+BACKENDS = ("auto", "xla", "cudnn")
+
+
+def _logits(q: Array, k: Array, log_weight: Array | None) -> Array:
+    """float32 (B, H, Nq, Nk) scaled logits, plus ``log_weight`` (B, Nk) of each key."""
+    scale = q.shape[-1] ** -0.5
+    # The scale goes into the queries: (B, Nq, H, D) numbers instead of the (B, H, Nq, Nk) of the logits.  Under
+    # bfloat16 it waits for the float32 logits, because a rounded scale is only exact for a power of four.
+    early = q.dtype == jnp.float32
+    q = q * jnp.asarray(scale, q.dtype) if early else q
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    logits = logits if early else logits * scale
+    if log_weight is not None:
+        logits = logits + log_weight.astype(jnp.float32)[:, None, None, :]
+    return logits
+
+
+def _shifted_exp(logits: Array) -> Array:
+    """exp(logits - max over keys): the softmax before its division, in (0, 1]."""
+    return jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+
+
+def attention(q: Array, k: Array, v: Array, *, log_weight: Array | None = None, backend: str = "auto") -> Array:
+    """Softmax attention, key j weighted by exp(log_weight_j).
+
+    Args:
+      q: (B, Nq, H, D) queries.
+      k, v: (B, Nk, H, D) keys and values, in the dtype of ``q``.
+      log_weight: None or float32 (B, Nk), added to the logits of key j for every query and head.
+      backend: "xla", "cudnn" (fused, GPU only) or "auto", which takes the fused kernel on a GPU for 16-bit inputs
+        without log_weight.
+
+    Returns:
+      (B, Nq, H, D) in the dtype of ``q``.
+
+    Raises:
+      SlimError: for an unknown backend, and for "cudnn" with inputs it cannot take.
+    """
+    if backend not in BACKENDS:
+        raise unknown("attention backend", backend, BACKENDS)
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if backend == "auto":
+        backend = "cudnn" if half and log_weight is None and jax.default_backend() == "gpu" else "xla"
+    if backend == "cudnn":
+        if not half:
+            raise SlimError(f"attention backend 'cudnn' needs bfloat16 or float16, got {q.dtype.name}: use 'xla'")
+        bias = None if log_weight is None else log_weight.astype(q.dtype)[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+    weights = _shifted_exp(_logits(q, k, log_weight))
+    total = weights.sum(-1)                                                         # (B, H, Nq)
+    # Dividing the (Nq, D) output by the row sums instead of the (Nq, Nk) weights saves a pass over the larger array.
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / total.transpose(0, 2, 1)[..., None]).astype(q.dtype)
+
+
+def attention_probabilities(q: Array, k: Array, *, log_weight: Array | None = None) -> Array:
+    """The full softmax, float32 (B, H, Nq, Nk), for methods that read the whole matrix; arguments as `attention`."""
+    weights = _shifted_exp(_logits(q, k, log_weight))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def class_attention(q_row: Array, k: Array, *, log_weight: Array | None = None) -> Array:
+    """The softmaxed row of one query, float32 (B, H, Nk).
+
+    One query against all keys costs 1/N of the attention matrix, so a method that ranks patches by the class token's
+    attention asks for this row and leaves the layer itself to whatever fused kernel is fastest.
+
+    Args:
+      q_row: (B, 1, H, D), the query of one token.
+      k: (B, Nk, H, D).
+      log_weight: None or float32 (B, Nk).
+    """
+    return attention_probabilities(q_row, k, log_weight=log_weight)[:, :, 0]
+
+
+def policy_attention(q: Array, k: Array, v: Array, policy: Array, *, eps: float = 1e-6) -> Array:
+    """Attention under a multiplicative keep policy, as DynamicViT trains (Rao et al. 2021, section 3.3).
+
+    e_ij = exp(a_ij - max_k a_ik) * G_ij with G_ij = policy_j, and 1 on the diagonal.
+    Weights: (e_ij + eps/N) / (sum_k e_ik + eps).
+    The maximum runs over all keys, dropped ones included.  The policy multiplies instead of adding its logarithm, so a
+    hard zero keeps a finite gradient.
+
+    Args:
+      q, k, v: (B, N, H, D).
+      policy: (B, N), 1 keeps and 0 drops a key; any float dtype.
+      eps: the smoothing of the published formula.
+
+    Returns:
+      (B, N, H, D) in the dtype of ``q``.
+    """
+    n = k.shape[1]
+    logits = _logits(q, k, None)
+    keep = policy.astype(jnp.float32)[:, None, None, :]
+    keep = keep + (1.0 - keep) * jnp.eye(n, dtype=jnp.float32)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True)) * keep
+    weights = (weights + eps / n) / (weights.sum(-1, keepdims=True) + eps)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(q.dtype)

@@ -1,0 +1,32 @@
+"""The element-wise pieces of a transformer block: exact GELU and layer normalisation."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def gelu(x: Array) -> Array:
+    """x * Phi(x) with the error function (not the tanh approximation); any shape, computed in float32, dtype kept."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5 ** 0.5))).astype(x.dtype)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """Normalise the last axis, then ``* scale + bias``.
+
+    Mean and variance are float32, and the variance is that of the centred values: E[x^2] - E[x]^2 cancels for tokens
+    far from zero.
+
+    Args:
+      x: (..., D) in the compute dtype.
+      scale, bias: (D,) parameters.
+      eps: added to the variance.
+
+    Returns:
+      (..., D) in the dtype of ``x``.
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return (centred * factor * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
