@@ -1,0 +1,60 @@
+"""Published weights from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import socket
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.models import NAMED
+
+PREFIX = "hf-hub:"
+FILE = "model.safetensors"
+
+
+def is_hub(path: str | Path) -> bool:
+    """Whether `path` names a repository on the hub rather than a file."""
+    return str(path).startswith(PREFIX)
+
+
+def repository(path: str) -> str:
+    """The repository that "hf-hub:owner/NAME" means; a named model without a tag means timm's default weights."""
+    name = path.removeprefix(PREFIX)
+    owner, _, model = name.partition("/")
+    if not owner or not model:
+        raise SlimError(f"{path!r}: expected {PREFIX}OWNER/NAME, such as {PREFIX}{NAMED['deit_small_patch16_224'].hub}")
+    return NAMED[model].hub if owner == "timm" and model in NAMED else name
+
+
+def fetch(path: str) -> Path:
+    """The local path of the repository's model.safetensors, downloaded unless the hub's local cache has it.
+
+    Raises:
+      SlimError: without a network, for a repository or file that is not there, and when huggingface_hub is missing.
+    """
+    repo = repository(path)
+    try:
+        import huggingface_hub
+        from huggingface_hub.constants import ENDPOINT
+    except ImportError as error:
+        raise SlimError(f"{path}: downloading needs the package huggingface_hub ({error})") from None
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, FILE, local_files_only=True))
+    except Exception:  # not in the cache
+        pass
+    host = urllib.parse.urlsplit(ENDPOINT).hostname or ""
+    if not urllib.request.getproxies():  # with a proxy, names are resolved elsewhere
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError as error:  # the client would retry for half a minute
+            raise SlimError(
+                f"{path}: cannot reach {host} ({error.strerror or error}); download {FILE} of {repo} where there is a "
+                "network, and give the path of that file"
+            ) from None
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, FILE))
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SlimError(f"{path}: {FILE} of {repo} could not be downloaded: {why}") from error

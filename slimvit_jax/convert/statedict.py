@@ -1,0 +1,200 @@
+"""Torch state dicts to variables and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slimvit_jax.convert import describe, rules
+from slimvit_jax.convert.resample import resample_pos_embed as resample
+from slimvit_jax.errors import SlimError, unknown
+
+SHOWN = 5  # names per kind of problem in an error message
+
+
+def from_torch(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    *,
+    init_missing: str | Iterable[str] = (),
+    ignore: str | Iterable[str] = (),
+    resample_pos_embed: bool | tuple[int, int] = False,
+    rng: jax.Array | None = None,
+) -> dict[str, Any]:
+    """A torch state dict as variables for `model.apply`.
+
+    Args:
+      model: from create_model; decides what is expected.
+      state_dict: timm or official name -> numpy array or torch tensor, in torch's layout. Any floating type; the result
+        has the model's (float32).
+      init_missing: name prefixes ("head", "life_predictor"). What is missing under them, or there with another shape,
+        is initialised fresh; what fits is used.
+      ignore: name prefixes; what the model has no place for under them is left out.
+      resample_pos_embed: True resamples a position embedding of another grid, taken to be square, to the model's; a
+        pair (rows, columns) says which grid it comes from.
+      rng: random key of what `init_missing` makes; key 0 if None.
+
+    Returns:
+      {"params": ...} and, with batch normalisation, {"batch_stats": ...}: jax arrays.
+
+    Raises:
+      SlimError: names are missing, left over or of another shape (all in one error, with both shapes), a value is no
+        floating array, or a prefix of `init_missing` names nothing of the model.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise SlimError(f"a state dict is a mapping of names to arrays, not {type(state_dict).__name__}")
+    want = rules.expected(model)
+    fresh_prefixes, ignored_prefixes = _prefixes(init_missing), _prefixes(ignore)
+    for prefix in fresh_prefixes:
+        if not any(_under(name, (prefix,)) for name in want):
+            raise unknown("prefix in init_missing", prefix, {name.split(".")[0] for name in want})
+
+    for name, value in state_dict.items():
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            raise SlimError(f"state dict: {name} is a {type(value).__name__}, not an array")
+    counters = set(rules.counters(want))
+    given = {name: value for name, value in state_dict.items() if name not in counters}
+    problems: list[str] = []
+    if resample_pos_embed is not False and "pos_embed" in given and "pos_embed" in want:
+        try:
+            given["pos_embed"] = _regrid(model, want["pos_embed"], given["pos_embed"], resample_pos_embed)
+        except SlimError as error:
+            problems.append(str(error))
+            given.pop("pos_embed")
+            want = {name: leaf for name, leaf in want.items() if name != "pos_embed"}
+
+    fresh, missing, misfits = set(), [], []
+    for name, leaf in want.items():
+        fits = name in given and tuple(given[name].shape) == leaf.torch_shape
+        if fits:
+            continue
+        if _under(name, fresh_prefixes):
+            fresh.add(name)
+        elif name in given:
+            misfits.append(name)
+        else:
+            missing.append(name)
+    unexpected = [name for name in given if name not in want and not _under(name, ignored_prefixes)]
+    if problems or missing or misfits or unexpected:
+        raise SlimError(_report(want, given, problems, missing, misfits, unexpected))
+
+    flat = _initialise(model, [want[name].path for name in fresh], rng) if fresh else {}
+    for name, leaf in want.items():
+        if name not in fresh:
+            array = as_numpy(name, given[name]).astype(leaf.dtype, copy=False)
+            flat[leaf.path] = jnp.array(rules.to_flax_layout(leaf, array))  # a copy: never tied to the caller's memory
+    return rules.unflatten({leaf.path: flat[leaf.path] for leaf in want.values()})
+
+
+def to_torch(model: Any, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The exact inverse of `from_torch`: every variable under its state-dict name, in torch's layout, its own dtype.
+
+    Batch normalisation's counter num_batches_tracked, which torch expects and nothing here uses, is an int64 0.
+
+    Raises:
+      SlimError: the variables are not those of `model`; names and shapes as in `from_torch`.
+    """
+    want = rules.expected(model)
+    have = rules.leaves(variables)
+    missing = [name for name in want if name not in have]
+    misfits = [name for name in want if name in have and have[name].shape != want[name].shape]
+    unexpected = [name for name in have if name not in want]
+    if missing or misfits or unexpected:
+        shapes = {name: np.broadcast_to(np.float32(0), leaf.torch_shape) for name, leaf in have.items()}
+        raise SlimError(_report(want, shapes, [], missing, misfits, unexpected, what="the variables", hints=False))
+    flat = jax.device_get(rules.flatten(variables))
+    state = {name: rules.to_torch_layout(leaf, np.asarray(flat[leaf.path])) for name, leaf in have.items()}
+    return state | {name: np.zeros((), np.int64) for name in rules.counters(have)}
+
+
+def as_numpy(name: str, value: Any) -> np.ndarray:
+    """A numpy, jax or torch array as a floating numpy array (torch's bfloat16 as float32); all else is a SlimError."""
+    if hasattr(value, "detach"):  # a torch tensor, recognised without importing torch
+        value = value.detach().cpu()
+        value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise SlimError(f"state dict: {name} holds {array.dtype}, not floating numbers")
+    return array
+
+
+def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, int]) -> Any:
+    """The position embedding on the model's grid; unchanged if it has the right length and no source grid is given."""
+    source = None if isinstance(option, bool) else (int(option[0]), int(option[1]))
+    shape, grid = tuple(value.shape), tuple(model.geometry.grid)
+    if len(shape) != 3 or shape[::2] != leaf.shape[::2]:
+        return value  # of another width: reported as a wrong shape
+    if source == grid or (source is None and shape == leaf.shape):
+        return value
+    prefix = leaf.shape[1] - model.geometry.num_patches
+    return resample(as_numpy("pos_embed", value), grid, prefix, source)
+
+
+def _initialise(model: Any, paths: list[tuple[str, ...]], rng: jax.Array | None) -> dict[tuple[str, ...], jax.Array]:
+    """Fresh values of the variables at `paths`, the ones model.init makes from this key; only they are computed."""
+
+    def chosen(key: jax.Array) -> list[jax.Array]:
+        spec = rules.dummy_images(model)
+        flat = rules.flatten(model.init(key, jnp.zeros(spec.shape, spec.dtype)))
+        return [flat[path] for path in paths]
+
+    key = jax.random.key(0) if rng is None else rng
+    return dict(zip(paths, jax.jit(chosen)(key), strict=True))
+
+
+def _prefixes(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _under(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _some(items: list[str]) -> str:
+    more = f", and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+def _tops(names: Iterable[str]) -> str:
+    return repr(tuple(dict.fromkeys(name.split(".")[0] for name in names)))
+
+
+def _report(
+    want: Mapping[str, rules.Leaf],
+    given: Mapping[str, Any],
+    problems: list[str],
+    missing: list[str],
+    misfits: list[str],
+    unexpected: list[str],
+    what: str = "the state dict",
+    hints: bool = True,
+) -> str:
+    """The one line of an error: what is wrong, both shapes, the option that allows it, what the weights look like."""
+    parts, notes = list(problems), []
+    if missing:
+        parts.append(f"{len(missing)} missing ({_some(missing)})")
+        optional = [name for name in missing if want[name].path[1] == "slim" or _under(name, ("head", "head_dist"))]
+        if optional:
+            notes.append(f"init_missing={_tops(optional)} initialises them fresh")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+        if not missing and not misfits:
+            notes.append(f"ignore={_tops(unexpected)} leaves them out")
+    if misfits:
+        shapes = [f"{name} is {tuple(given[name].shape)}, the model has {want[name].torch_shape}" for name in misfits]
+        parts.append(f"{len(misfits)} of another shape ({_some(shapes)})")
+        heads = [name for name in misfits if _under(name, ("head", "head_dist"))]
+        if heads:
+            notes.append(f"init_missing={_tops(heads)} initialises a head of this size")
+        if "pos_embed" in misfits:
+            notes.append("resample_pos_embed=True resamples the position embedding")
+    line = f"{what} does not fit the model: {'; '.join(parts)}".replace("variables does", "variables do")
+    theirs = describe.facts({name: tuple(value.shape) for name, value in given.items()})
+    ours = describe.facts({name: leaf.torch_shape for name, leaf in want.items()})
+    if theirs != ours:
+        return f"{line}. It looks like {describe.phrase(theirs)}; the model is {describe.phrase(ours)}"
+    return f"{line}. {'; '.join(notes)}" if hints and notes else line

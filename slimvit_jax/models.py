@@ -1,0 +1,115 @@
+"""The named models as data: what to build, how timm prepares their images, where their published weights are.
+
+Everything here is a fact of timm 1.0.31 (constructor arguments in vision_transformer.py and deit.py, and the default
+pretrained configuration of each name). Nothing is imported but the standard library, so that listing models is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from slimvit_jax.errors import unknown
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes a model input: resize the short side to round-down(size / crop_pct), centre crop, normalise.
+
+    Attributes:
+      mean, std: per RGB channel, of values in [0, 1].
+      crop_pct: side of the centre crop over the side of the resized image.
+      interpolation: "bicubic" or "bilinear".
+      input_size: (height, width) of the crop.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    crop_pct: float = 0.9
+    interpolation: str = "bicubic"
+    input_size: tuple[int, int] = (224, 224)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedModel:
+    """One entry of the table.
+
+    Attributes:
+      family: the any-size family that builds it ("vit", "deit_distilled").
+      kwargs: that family's keywords under timm's names; what a caller passes to create_model overrides them.
+      preprocess: timm's default preparation of images.
+      hub: the Hugging Face repository of timm's default weights.
+    """
+
+    family: str
+    kwargs: Mapping[str, Any]
+    preprocess: Preprocess
+    hub: str
+
+
+# width, layers, heads of the standard sizes
+_SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+
+
+def _entry(family: str, size: str, patch: int, side: int, preprocess: Preprocess, hub: str, **more: Any) -> NamedModel:
+    dim, depth, heads = _SIZES[size]
+    kwargs: dict[str, Any] = {
+        "img_size": side,
+        "patch_size": patch,
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_ratio": 4.0,
+        "qkv_bias": True,
+        "num_classes": 1000,
+    } | more
+    preprocess = dataclasses.replace(preprocess, input_size=(side, side))
+    return NamedModel(family, MappingProxyType(kwargs), preprocess, f"timm/{hub}")
+
+
+def _table() -> dict[str, NamedModel]:
+    table: dict[str, NamedModel] = {}
+    for size in ("tiny", "small", "base", "large"):
+        for side, crop in ((224, 0.9), (384, 1.0)):
+            name = f"vit_{size}_patch16_{side}"
+            tag = "augreg2_in21k_ft_in1k" if (size, side) == ("base", 224) else "augreg_in21k_ft_in1k"
+            table[name] = _entry("vit", size, 16, side, Preprocess(HALF, HALF, crop), f"{name}.{tag}")
+    for size in ("tiny", "small", "base"):
+        name = f"deit_{size}_patch16_224"
+        table[name] = _entry("vit", size, 16, 224, Preprocess(), f"{name}.fb_in1k")
+        name = f"deit_{size}_distilled_patch16_224"
+        table[name] = _entry("deit_distilled", size, 16, 224, Preprocess(), f"{name}.fb_in1k")
+    for size in ("small", "base", "large"):
+        name = f"deit3_{size}_patch16_224"
+        more = {"no_embed_class": True, "init_values": 1e-6}
+        table[name] = _entry("vit", size, 16, 224, Preprocess(), f"{name}.fb_in1k", **more)
+    for size in ("small", "base"):
+        # self-supervised: no classifier in the published weights; pass num_classes to get a fresh one
+        more = {"init_values": 1e-5, "num_classes": 0}
+        name = f"vit_{size}_patch14_dinov2"
+        whole = Preprocess(crop_pct=1.0)
+        table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
+        name = f"vit_{size}_patch14_reg4_dinov2"
+        more = more | {"reg_tokens": 4, "no_embed_class": True}
+        table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
+    return table
+
+
+NAMED: Mapping[str, NamedModel] = MappingProxyType(_table())
+
+
+def preprocess_for(name: str) -> Preprocess:
+    """timm's default preparation of images for a named model; an unknown name is a SlimError with the choices."""
+    if name not in NAMED:
+        raise unknown("model", name, NAMED)
+    return NAMED[name].preprocess
