@@ -1,0 +1,253 @@
+"""Accuracy with every image counted once, and speed measured fairly.
+
+`evaluate` walks batches of {"image", "label", "mask"} (slimvit_jax.data.eval_batches yields them) through one compiled
+function; padding rows (mask 0) count nowhere. `measure_speed` times several models in turns, so that a machine whose
+speed drifts slows all of them alike, and reports medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from slimvit_jax.errors import SlimError
+
+Variables = Any
+Lives = Callable[[int, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """Counts of one pass over a labelled set. Shares are in 0..1; `hits`, `top5_hits` are (count,) bool in the order of the images
+    that this process saw (all of them where there is one process)."""
+
+    correct: int
+    correct5: int
+    count: int
+    loss: float
+    hits: np.ndarray
+    scores: np.ndarray | None = None  # (count, N) float32 where the method has them: the lives for life regression
+
+    @property
+    def top1(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def top5(self) -> float:
+        return self.correct5 / self.count
+
+    @property
+    def stderr(self) -> float:
+        """Binomial standard error of `top1`, in 0..1."""
+        return binomial_stderr(self.correct, self.count)
+
+    def summary(self) -> dict[str, float | int]:
+        return {
+            "top1": self.top1,
+            "top1_stderr": self.stderr,
+            "top5": self.top5,
+            "loss": self.loss,
+            "correct": self.correct,
+            "count": self.count,
+        }
+
+
+def binomial_stderr(correct: int, count: int) -> float:
+    """sqrt(p (1 - p) / n) with p = correct / count."""
+    share = correct / count
+    return math.sqrt(share * (1.0 - share) / count)
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean of first - second over the same images, and its standard error.
+
+    Both are (n,) arrays of 0/1 outcomes (or of their means over several seeds). Pairing removes what the two share, so
+    this is far sharper than comparing two binomial errors. A single image has an infinite error.
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    if len(difference) < 2:
+        return float(difference.mean()), math.inf
+    return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+
+
+class Inference:
+    """A model's inference function, compiled once per batch shape and split over this process's devices.
+
+    Calling it with float32 images (B, H, W, C) gives (logits (B, classes) float32, scores (B, N) float32 or None).
+    `lives` (B, N) replaces the lives a life-regression model predicts, so that an order of one's own is measured.
+    Variables are an argument of the compiled function: other weights of the same shapes compile nothing.
+    """
+
+    def __init__(self, model: Any, variables: Variables):
+        mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+        self.model = model
+        self.devices = mesh.size
+        self._split = NamedSharding(mesh, PartitionSpec("data"))
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self.variables = jax.device_put(variables, self._whole)
+
+        def forward(variables: Variables, images: jax.Array, lives: jax.Array | None) -> tuple[Any, Any]:
+            extra = {} if lives is None else {"scores": lives}
+            logits, aux = model.apply(variables, images, return_aux=True, **extra)
+            return logits.astype(jnp.float32), aux.scores
+
+        self._forward = jax.jit(forward)
+
+    def with_variables(self, variables: Variables) -> Inference:
+        """The same compiled function under other weights of the same shapes."""
+        other = object.__new__(Inference)
+        other.__dict__.update(self.__dict__)
+        other.variables = jax.device_put(variables, self._whole)
+        return other
+
+    def put(self, array: np.ndarray) -> jax.Array:
+        """Places a batch on the devices; its first axis is a multiple of `devices`."""
+        return jax.device_put(np.asarray(array, np.float32), self._split)
+
+    def __call__(self, images: Any, lives: Any = None) -> tuple[jax.Array, jax.Array | None]:
+        rows = len(images)
+        pad = -rows % self.devices
+        if pad:
+            images = np.concatenate([np.asarray(images), np.repeat(np.asarray(images[-1:]), pad, 0)])
+            lives = None if lives is None else np.concatenate([lives, np.repeat(lives[-1:], pad, 0)])
+        logits, scores = self._forward(self.variables, self.put(images), None if lives is None else self.put(lives))
+        return logits[:rows], None if scores is None else scores[:rows]
+
+
+def evaluate(
+    model: Any,
+    variables: Variables | None = None,
+    batches: Iterable[Mapping[str, Any]] = (),
+    *,
+    lives: Lives | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Runs `batches` through the model in inference and counts.
+
+    `model` is a module with its `variables`, or an `Inference` (variables None). `lives(start, rows)` gives the lives
+    (rows, N) to impose on images start..start+rows-1 of the pass. `progress` is called with the number of images done
+    so far. Labels are (B,) class indices or (B, classes) distributions; a missing "mask" means all rows count. With several
+    processes each one runs its own batches and the counts are summed. An empty set is a SlimError.
+    """
+    run = model if isinstance(model, Inference) else Inference(model, variables)
+    hits: list[np.ndarray] = []
+    all_scores: list[np.ndarray] = []
+    correct5, loss, start = 0, 0.0, 0
+    for batch in batches:
+        images, label = batch["image"], np.asarray(batch["label"])
+        mask = np.asarray(batch.get("mask", np.ones(len(label))), bool)
+        imposed = None if lives is None else lives(start, len(label))
+        logits, scores = (None if a is None else np.asarray(a) for a in run(images, imposed))
+        assert logits is not None
+        label = label.argmax(-1) if label.ndim == 2 else label
+        logits, label = logits[mask], label[mask]
+        if label.size and not (0 <= label.min() and label.max() < logits.shape[1]):
+            raise SlimError(f"a label is {label.min()} or {label.max()}, but the model has classes 0..{logits.shape[1] - 1}")
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+        hits.append(order[:, 0] == label)
+        correct5 += int((order == label[:, None]).sum())
+        shifted = logits - logits.max(1, keepdims=True)
+        loss += float((np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(label)), label]).sum())
+        if scores is not None and imposed is None:
+            all_scores.append(scores[mask])
+        start += len(mask)
+        if progress is not None:
+            progress(start)
+    outcome = np.concatenate(hits) if hits else np.zeros(0, bool)
+    correct, five, count, total_loss = _over_processes(int(outcome.sum()), correct5, len(outcome), loss)
+    if count == 0:
+        raise SlimError("the evaluation set has no images")
+    return EvalResult(
+        int(correct), int(five), int(count), total_loss / count, outcome, np.concatenate(all_scores) if all_scores else None
+    )
+
+
+def _over_processes(*values: float) -> list[float]:
+    """Sums each value over all processes; whole numbers stay exact."""
+    if jax.process_count() == 1:
+        return list(values)
+    from jax.experimental import multihost_utils
+
+    return [np.sum(multihost_utils.process_allgather(np.asarray(v))).item() for v in values]
+
+
+def random_lives(num_patches: int, seed: int) -> Lives:
+    """Lives that rank the patches of each image at random; image i of a pass has the same order at every budget."""
+
+    def lives(start: int, rows: int) -> np.ndarray:
+        return np.stack(
+            [np.random.default_rng((seed, start + row)).random(num_patches, np.float32) for row in range(rows)]
+        )
+
+    return lives
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Times of one model over the rounds of `measure_speed`, in seconds per batch."""
+
+    batch_size: int
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch_size / self.median
+
+
+def measure_speed(
+    models: Mapping[str, Inference | tuple[Any, Variables]],
+    batch_size: int,
+    *,
+    rounds: int = 9,
+    min_seconds: float = 0.05,
+    images: np.ndarray | None = None,
+) -> dict[str, Speed]:
+    """Times each model on one batch, in turns: round after round, every model once, the order reversed each time.
+
+    A sample repeats the batch until about `min_seconds` have passed, so that small models are not measured by the clock's
+    grain. `images` (B, H, W, C) default to noise of the model's size. Compilation and warm-up are not counted. Input
+    transfer is not either: the batch lies on the device.
+    """
+    runs = {name: m if isinstance(m, Inference) else Inference(*m) for name, m in models.items()}
+    calls: dict[str, Callable[[], None]] = {}
+    repeats: dict[str, int] = {}
+    for name, run in runs.items():
+        if images is None:
+            height, width = run.model.img_size
+            shape = (batch_size, height, width, run.model.in_chans)
+            batch = np.random.default_rng(0).standard_normal(shape, np.float32)
+        else:
+            batch = np.asarray(images, np.float32)
+        if len(batch) % run.devices:
+            raise SlimError(f"batch size {len(batch)} does not divide over {run.devices} devices")
+        calls[name] = _timed_call(run, run.put(batch))
+        calls[name]()
+        began = time.perf_counter()
+        calls[name]()
+        repeats[name] = max(1, math.ceil(min_seconds / max(time.perf_counter() - began, 1e-6)))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds):
+        for name in list(runs)[:: 1 if turn % 2 == 0 else -1]:
+            began = time.perf_counter()
+            for _ in range(repeats[name]):
+                calls[name]()
+            seconds[name].append((time.perf_counter() - began) / repeats[name])
+    size = batch_size if images is None else len(images)
+    return {name: Speed(size, tuple(times)) for name, times in seconds.items()}
+
+
+def _timed_call(run: Inference, batch: jax.Array) -> Callable[[], None]:
+    return lambda: jax.block_until_ready(run._forward(run.variables, batch, None)[0])
