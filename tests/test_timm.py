@@ -1,0 +1,117 @@
+"""Live parity with timm at random weights: every named model, every option of the ViT family."""
+
+import jax
+import numpy as np
+import pytest
+from timm_reference import logits, reference, timm, torch
+
+import slimvit_jax as slim
+from slimvit_jax.convert import from_torch, resample_pos_embed, rules
+from slimvit_jax.models import NAMED, preprocess_for
+
+TOLERANCE = 1e-4
+TINY = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
+GRIDS = [((14, 14), (24, 24)), ((24, 24), (14, 14)), ((37, 37), (16, 9)), ((4, 6), (9, 3))]
+
+
+def images_for(model, batch=1):
+    return np.random.default_rng(1).standard_normal((batch, *model.img_size, model.in_chans)).astype(np.float32)
+
+
+def assert_same_logits(torch_model, model):
+    images = images_for(model)
+    want = logits(torch_model, images)
+    got = jax.jit(model.apply)(from_torch(model, torch_model.state_dict()), images)
+    assert np.abs(want).max() > 0.1
+    assert got.shape == want.shape
+    assert np.abs(np.asarray(got) - want).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_model_has_timms_parameters(name):
+    """Names and shapes at full size and depth; neither side computes anything."""
+    with torch.device("meta"):
+        want = {key: tuple(value.shape) for key, value in timm.create_model(name).state_dict().items()}
+    assert {key: leaf.torch_shape for key, leaf in rules.expected(slim.create_model(name)).items()} == want
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_model_has_timms_preprocessing(name):
+    config, ours = timm.models.get_pretrained_cfg(name), preprocess_for(name)
+    assert (ours.mean, ours.std, ours.crop_pct) == (config.mean, config.std, config.crop_pct)
+    assert (ours.interpolation, (3, *ours.input_size)) == (config.interpolation, config.input_size)
+    assert NAMED[name].hub == config.hf_hub_id
+    assert NAMED[name].kwargs["num_classes"] == config.num_classes
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_model_computes_what_timm_computes(name):
+    """At the model's own width, heads and image size; two layers (one where an image is large)."""
+    depth = 2 if NAMED[name].kwargs["img_size"] == 224 else 1
+    assert_same_logits(reference(name, depth=depth), slim.create_model(name, depth=depth))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_full_depth(name):
+    assert_same_logits(reference(name), slim.create_model(name))
+
+
+OPTIONS = {
+    "not square": {"img_size": (32, 64)},
+    "rectangular patches": {"img_size": (32, 64), "patch_size": (8, 16)},
+    "average pooling": {"global_pool": "avg"},
+    "average pooling, no class token": {"global_pool": "avg", "class_token": False},
+    "average pooling, norm before": {"global_pool": "avg", "fc_norm": False},
+    "class token, norm after": {"fc_norm": True},
+    "registers": {"reg_tokens": 3},
+    "registers, positions on patches": {"reg_tokens": 3, "no_embed_class": True},
+    "registers, average pooling": {"reg_tokens": 2, "global_pool": "avg"},
+    "layer scale": {"init_values": 0.1},
+    "qk norm": {"qk_norm": True},
+    "no qkv bias": {"qkv_bias": False},
+    "pre norm": {"pre_norm": True},
+    "no head": {"num_classes": 0},
+    "grey images": {"in_chans": 1},
+    "narrow mlp": {"mlp_ratio": 1.5},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_of_the_family(options):
+    options = TINY | {"img_size": 32} | options
+    assert_same_logits(reference("vit_tiny_patch16_224", **options), slim.create_model("vit", **options))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("old, new", GRIDS)
+def test_resampled_positions(prefix, old, new):
+    value = np.random.default_rng(0).standard_normal((1, prefix + old[0] * old[1], 8)).astype(np.float32)
+    want = timm.layers.resample_abs_pos_embed(torch.from_numpy(value), new, old, num_prefix_tokens=prefix).numpy()
+    assert np.abs(resample_pos_embed(value, new, prefix, old) - want).max() < 1e-5
+
+
+@pytest.mark.parametrize("extra", [{}, {"reg_tokens": 4, "no_embed_class": True}], ids=["class", "registers"])
+@pytest.mark.parametrize("size", [64, (32, 96)], ids=str)
+def test_weights_of_another_image_size(extra, size):
+    """The same state dict, moved to another size by timm and by us."""
+    options = TINY | extra
+    state = reference("vit_tiny_patch16_224", img_size=32, **options).state_dict()
+    other = timm.create_model("vit_tiny_patch16_224", img_size=size, **options).eval()
+    other.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(state), other))
+    model = slim.create_model("vit", img_size=size, **options)
+    images = images_for(model)
+    got = model.apply(from_torch(model, state, resample_pos_embed=True), images)
+    assert np.abs(np.asarray(got) - logits(other, images)).max() < TOLERANCE
+
+
+def test_weights_written_here_load_in_timm(tmp_path):
+    options = TINY | {"img_size": 32}
+    model = slim.create_model("vit", **options)
+    images = images_for(model)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    for kind in ("safetensors", "pth"):
+        slim.convert.save(model, variables, tmp_path / f"weights.{kind}")
+        theirs = timm.create_model(
+            "vit_tiny_patch16_224", checkpoint_path=str(tmp_path / f"weights.{kind}"), **options
+        ).eval()
+        assert np.abs(logits(theirs, images) - np.asarray(model.apply(variables, images))).max() < TOLERANCE
