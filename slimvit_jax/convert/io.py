@@ -97,9 +97,10 @@ def _write_safetensors(path: Path, state: StateDict, variables: Mapping[str, Any
 
 
 def _read_npz(path: Path) -> StateDict:
-    with np.load(path, allow_pickle=False) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise SlimError("holds a single array, not named ones")
+    archive = np.load(path, allow_pickle=False)
+    if isinstance(archive, np.ndarray):
+        raise SlimError("holds a single array, not named ones")
+    with archive:
         state = {name: archive[name] for name in archive.files}
     return google.to_timm(state) if google.is_google(state) else state
 
