@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from slimvit_jax.methods.dynamicvit import DynamicViT
+from slimvit_jax.methods.evit import EViT
 from slimvit_jax.methods.life_regression import LifeRegression
+from slimvit_jax.methods.random import Random
+from slimvit_jax.methods.tome import ToMe
+from slimvit_jax.methods.topk import TopK
 from slimvit_jax.slimming import Slimming
 
 METHODS: dict[str, type[Slimming]] = {
     cls.method: cls
     for cls in (
         LifeRegression,
+        DynamicViT,
+        EViT,
+        Random,
+        ToMe,
+        TopK,
     )
 }
 
-__all__ = ["METHODS", "LifeRegression", "Slimming"]
+__all__ = ["METHODS", "DynamicViT", "EViT", "Random", "ToMe", "TopK", "LifeRegression", "Slimming"]

@@ -1,0 +1,198 @@
+"""DynamicViT (Rao et al. 2021): small predictors decide, stage by stage, which patches to keep."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax import losses as loss_functions
+from slimvit_jax.errors import SlimError
+from slimvit_jax.layers import LayerNorm, Linear
+from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
+from slimvit_jax.ops import elementwise, select
+from slimvit_jax.plan import Geometry, Plan, check_choice, check_locations
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Aux, Tokens
+
+Array = jax.Array
+
+
+class Predictor(nn.Module):
+    """log (p_keep, p_drop) of every patch from a local half and a global half of its channels (PredictorLG).
+
+    Attributes:
+      dim: D.
+    """
+
+    dim: int
+
+    @nn.compact
+    def __call__(self, patches: Array, decision: Array | None) -> Array:
+        """(B, n, D) patches, (B, n) of them kept so far or None for all: (B, n, 2) float32 log probabilities."""
+        half, quarter = self.dim // 2, self.dim // 4
+        dtype = patches.dtype  # products in the backbone's compute type
+        dense = functools.partial(Linear, dtype=dtype)
+        y = elementwise.gelu(dense(self.dim, name="in_conv_1")(LayerNorm(1e-5, dtype, name="in_conv_0")(patches)))
+        local, shared = y[..., :half], _kept_mean(y[..., half:], decision)
+        y = jnp.concatenate([local, jnp.broadcast_to(shared, (*y.shape[:2], self.dim - half))], axis=-1)
+        y = elementwise.gelu(dense(half, name="out_conv_0")(y))
+        y = elementwise.gelu(dense(quarter, name="out_conv_2")(y))
+        return jax.nn.log_softmax(dense(2, name="out_conv_4")(y).astype(jnp.float32))
+
+
+def _kept_mean(values: Array, decision: Array | None) -> Array:
+    """(B, 1, C): the mean of the kept tokens; zero where an image keeps none (the release divides by zero there)."""
+    if decision is None:
+        return values.mean(axis=1, keepdims=True)
+    weights = decision.astype(jnp.float32)
+    total = weights.sum(axis=1)
+    total = jnp.where(total > 0.5, total, 1.0)  # straight-through zeros are zero up to rounding only
+    summed = jnp.einsum("bn,bnc->bc", weights, values.astype(jnp.float32))
+    return (summed / total[:, None])[:, None].astype(values.dtype)
+
+
+class DynamicViT(Slimming, kw_only=True):
+    """A predictor in front of each location scores the patches; training masks, inference gathers.
+
+        inference:  kept at the k-th location: the int(rho_k N) patches of highest log p_keep, rho_k = r^k
+        training:   D <- D * GumbelSoftmax(log p)_keep, one-hot with the gradient of the soft sample, D = 1 at the start
+                    attention_ij ~ exp(a_ij) G_ij,  G_ij = D_j, and 1 for j = i
+        loss:       classification + 2 ratio + 0.5 distillation + 0.5 token_distillation, where
+                    ratio = 1/S sum_s mean_b (mean_n D_s - rho_s)^2
+
+    "At layer t" means before layer t, on its input; locations (4, 7, 10) are the official blocks 3, 6, 9. Official:
+    models/dyvit.py, losses.py (DistillDiffPruningLoss_dynamic). While training every layer, those in front of the first
+    location included, uses the masked softmax with its smoothing, and no token is removed.
+
+    Deviations: N is the grid's, not a fixed 196; where an image has dropped every patch the predictor's global half is
+    zero (NaN in the release), and such an image counts for nothing in the token term; the ratio loss is divided by the
+    number of stages here, not by its caller; several prefix tokens are always kept. Without a teacher the two
+    distillation losses are left out. Cost per location, on the n patches before it: n (3/2 D^2 + D^2/8 + D/2).
+
+    Attributes:
+      keep_rate: share kept at each location of what the location before left; a float or one per location.
+      locations: 1-based layers in front of which patches are dropped.
+      token_ratio: the shares rho_k of the original patches left at each location, in place of keep_rate.
+      gumbel: sample while training; False takes the more probable choice, without noise.
+      temperature: of the Gumbel-softmax.
+      token_loss: token distillation as "mse" or "kl".
+      dynamic: the ratio loss looks at the mean over the batch instead of at every image.
+    """
+
+    method = "dynamicvit"
+    needs_teacher = True
+    loss_weights: ClassVar[Mapping[str, float]] = {
+        "classification": 1.0,
+        "ratio": 2.0,
+        "distillation": 0.5,
+        "token_distillation": 0.5,
+    }
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+    token_ratio: tuple[float, ...] | None = None
+    gumbel: bool = True
+    temperature: float = 1.0
+    token_loss: str = "mse"
+    dynamic: bool = False
+
+    def check_options(self) -> None:
+        cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
+        check_choice("token_loss", self.token_loss, ("mse", "kl"))
+        if not self.temperature > 0:
+            raise SlimError(f"temperature={self.temperature!r} must be positive")
+        for option in ("gumbel", "dynamic"):
+            if not isinstance(getattr(self, option), bool):
+                raise SlimError(f"{option}={getattr(self, option)!r} must be True or False")
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        check_locations(self.locations, geometry.depth)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """rho_k, the share of the original patches left at each location."""
+        return cumulative_shares(self.keep_rate, self.token_ratio, self.locations)
+
+    @property
+    def plan(self) -> Plan:
+        counts = counts_of_the_grid(self.bound.num_patches, self.keep_rate, self.token_ratio, self.locations)
+        return Plan.drop(self.bound, self.locations, counts, "before")
+
+    @property
+    def train_plan(self) -> Plan:
+        return Plan.full(self.bound.num_patches, self.bound.depth)
+
+    def _count_before(self, layer: int) -> int:
+        return self.plan.mlp[layer - 2] if layer > 1 else self.bound.num_patches
+
+    def extra_flops(self) -> dict[int, int]:
+        dim = self.bound.dim
+        half, quarter = dim // 2, dim // 4
+        per_patch = dim * dim + dim * half + half * quarter + 2 * quarter
+        plan = self.plan
+        before = {layer: self._count_before(layer) for layer in self.locations}
+        return {layer: n * per_patch for layer, n in before.items() if plan.attention[layer - 1] < n}
+
+    def setup(self) -> None:
+        self.score_predictor = [Predictor(self.bound.dim) for _ in self.locations]
+
+    def start(self, tokens: Tokens, train: bool) -> Tokens:
+        if not train:
+            return tokens
+        everyone = jnp.ones(tokens.x.shape[:2], jnp.float32)
+        return tokens.replace(policy=everyone).remember(decision=everyone[:, tokens.prefix :])
+
+    def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        if layer not in self.locations:
+            return tokens
+        predict = self.score_predictor[self.locations.index(layer)]
+        if train:
+            return self._mask(tokens, predict(tokens.patches, tokens.memory["decision"]))
+        left = self.plan.attention[layer - 1]
+        if left == tokens.n:
+            return tokens
+        keep = predict(tokens.patches, None)[..., 0]
+        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
+            tokens = tokens.remember(scores=keep)
+        tokens = tokens.tap("keep_scores", keep)
+        return tokens.take(select.top(ranking(tokens, keep), left))
+
+    def _mask(self, tokens: Tokens, log_probabilities: Array) -> Tokens:
+        keep = self._sample(log_probabilities)[..., 0] * tokens.memory["decision"]
+        if "scores" not in tokens.memory:
+            tokens = tokens.remember(scores=log_probabilities[..., 0])
+        tokens = tokens.remember(decision=keep).replace(policy=tokens.per_token(keep, 1.0))
+        return tokens.tap("decisions", keep).tap("log_probabilities", log_probabilities)
+
+    def _sample(self, log_probabilities: Array) -> Array:
+        """One-hot (B, n, 2) with the gradient of the relaxed sample."""
+        if self.gumbel and not self.is_initializing():
+            noise = jax.random.gumbel(self.make_rng("dropout"), log_probabilities.shape, jnp.float32)
+            log_probabilities = log_probabilities + noise
+        soft = jax.nn.softmax(log_probabilities / self.temperature)
+        hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), 2, dtype=soft.dtype)
+        return select.straight_through(hard, soft)
+
+    def losses(
+        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
+    ) -> dict[str, Array]:
+        decisions = aux.taps["decisions"]
+        losses = {
+            "classification": loss_functions.classification(logits, aux.taps, labels),
+            "ratio": loss_functions.keep_ratio(decisions, self.ratios, per_image=not self.dynamic),
+        }
+        if teacher is None:
+            return losses
+        teacher_logits, teacher_aux = teacher
+        n = self.bound.num_patches
+        losses["distillation"] = loss_functions.distillation(logits, teacher_logits)
+        losses["token_distillation"] = loss_functions.token_distillation(
+            aux.features[:, -n:], teacher_aux.features[:, -n:], decisions[-1], self.token_loss
+        )
+        return losses

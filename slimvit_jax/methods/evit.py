@@ -1,0 +1,144 @@
+"""EViT (Liang et al. 2022): keep what the class token attends to, fuse the rest."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.ops import select
+from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations
+from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class EViT(Slimming, kw_only=True):
+    """Patches are ranked by the class token's attention, averaged over the heads; the others become one token.
+
+        a_i     = 1/H sum_h softmax(q_cls K^T / sqrt(d))_hi        of this very layer, over all tokens
+        kept    = the ceil(r n) patches of highest a_i, of the n there are (a fused token counts among them)
+        x_fused = sum over the others of a_i x_i                   (weights not normalised, as released)
+
+    "At layer t" means inside layer t: between its attention (residual added) and its MLP. Official: evit.py, class
+    EViT; locations (4, 7, 10) are its blocks 3, 6, 9. The order held is: kept by descending score, then the fused
+    token, which is ranked, kept or fused again like any other from then on. Where everything is kept nothing is fused.
+    Training drops exactly what inference drops; the authors lower the keep rate over the epochs (`keep_rate_schedule`).
+
+    Deviations: a distillation token and registers never enter the ranking (the release breaks with one); `aux.kept`
+    lists -1 for a fused token. Cost: one extra query row, (P + n) D, and n_dropped D for the fusion.
+
+    Attributes:
+      keep_rate: share kept of the patch tokens there are at each location; a float or one per location.
+      locations: 1-based layers inside which tokens are dropped.
+      fuse_token: append the weighted sum of the dropped tokens as one more token.
+    """
+
+    method = "evit"
+    needs_class_token = True
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+    fuse_token: bool = True
+
+    def check_options(self) -> None:
+        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        if not isinstance(self.fuse_token, bool):
+            raise SlimError(f"fuse_token={self.fuse_token!r} must be True or False")
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        check_locations(self.locations, geometry.depth)
+
+    @property
+    def kept(self) -> dict[int, tuple[int, int]]:
+        """Layer to (tokens before, of these kept), for the layers that drop something; the fused token not counted."""
+        drops, n = {}, self.bound.num_patches
+        for layer, rate in zip(self.locations, check_keep_rate(self.keep_rate, self.locations), strict=True):
+            left = math.ceil(rate * n)
+            if left < n:
+                drops[layer] = (n, left)
+                n = left + self.fuse_token
+        return drops
+
+    @property
+    def plan(self) -> Plan:
+        drops = self.kept
+        counts = [left + self.fuse_token for _, left in drops.values()]
+        return Plan.drop(self.bound, tuple(drops), counts, "inside")
+
+    def extra_flops(self) -> dict[int, int]:
+        dim, prefix = self.bound.dim, self.bound.prefix_tokens
+        return {
+            layer: (prefix + n) * dim + (n - left) * dim * self.fuse_token for layer, (n, left) in self.kept.items()
+        }
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        return ("class_attention",) if layer in self.kept else ()
+
+    def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
+        if layer not in self.kept:
+            return tokens
+        attention = probe["class_attention"].mean(axis=1)[:, tokens.prefix :]
+        tokens = tokens.tap("class_attention", attention)
+        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
+            tokens = tokens.remember(scores=attention)
+        _, left = self.kept[layer]
+        order = select.top(ranking(tokens, attention), tokens.n)
+        kept = tokens.take(order[:, :left])
+        if not self.fuse_token:
+            return kept
+        dropped = order[:, left:]
+        fused = jnp.einsum(
+            "bn,bnd->bd",
+            select.gather(attention, dropped),
+            select.gather(tokens.patches, dropped),
+            preferred_element_type=jnp.float32,
+        )
+        origin = jnp.pad(kept.origin, ((0, 0), (0, 1)), constant_values=-1)
+        kept = kept.with_patches(jnp.concatenate([kept.patches, fused[:, None].astype(kept.x.dtype)], axis=1), origin)
+        # One token dropped and one appended: the encoder sees no change of the count and would not note it.
+        return kept if kept.n < tokens.n else kept.replace(kept=(*kept.kept, origin))
+
+
+def keep_rate_schedule(
+    keep_rate: float, epochs: int, start: int = 10, end: int = 100, levels: int = 4
+) -> tuple[float, ...]:
+    """The keep rate of every epoch: 1 until `start`, then down a cosine to `keep_rate` at `end`, in a few steps.
+
+        r(e) = r + (1 - r) (1 + cos(pi (e - start) / (end - start))) / 2
+
+    The authors change it every iteration (helpers.py, adjust_keep_rate); each new value is a new shape and a new
+    compilation here, so the cosine is rounded to the nearest of `levels` equal steps between 1 and `keep_rate`. The
+    epochs of one value are one stage of training.
+
+    Args:
+      keep_rate: r, the final rate, in (0, 1].
+      epochs: length of the training.
+      start: first epoch of the descent.
+      end: epoch from which on the rate is r.
+      levels: steps down, at least 1; at most levels + 1 different rates occur.
+
+    Raises:
+      SlimError: for values that make no schedule.
+
+    >>> keep_rate_schedule(0.7, 8, start=2, end=6, levels=2)
+    (1.0, 1.0, 1.0, 0.85, 0.85, 0.85, 0.7, 0.7)
+    """
+    check_keep_rate(keep_rate)
+    if epochs < 1 or levels < 1 or not 0 <= start <= end:
+        raise SlimError(
+            f"epochs={epochs}, start={start}, end={end}, levels={levels}: need epochs >= 1, levels >= 1 and"
+            " 0 <= start <= end"
+        )
+    rates = []
+    for epoch in range(epochs):
+        done = 1.0 if epoch >= end else max(0, epoch - start) / max(1, end - start)
+        share = (1 - math.cos(math.pi * done)) / 2
+        step = math.floor(share * levels + 0.5 + 1e-9)
+        rates.append(round(1 - (1 - keep_rate) * step / levels, 6))
+    return tuple(rates)

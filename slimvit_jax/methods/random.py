@@ -1,0 +1,73 @@
+"""Random patches: the baseline that any claim must beat."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.ops import select
+from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations, shrinking_counts
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class Random(Slimming, kw_only=True):
+    """Patches are dropped without looking at them, at the budgets of life regression.
+
+        n_k = ceil(r n_{k-1}) after the k-th location,  s_i ~ U(0, 1),  kept: the n_k patches of highest s_i
+
+    "At layer t" means after layer t has run, as in life regression: the same plan, so that the two compare at equal
+    cost. The scores are drawn once, in front of the first layer, and the patches sorted at the first location; every
+    later drop is a prefix slice. At inference the scores depend on `seed` alone: every image keeps the same patches,
+    whatever its place in the batch. Training draws anew for every image and step from the rng "dropout". Scores given
+    with `model.apply(..., scores=)` take their place on both paths. Cost: none.
+
+    Attributes:
+      keep_rate: share kept at each location of what the location before left; a float or one per location.
+      locations: 1-based layers after which patches are dropped.
+      seed: of the choice at inference.
+    """
+
+    method = "random"
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+    seed: int = 0
+
+    def check_options(self) -> None:
+        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
+            raise SlimError(f"seed={self.seed!r} must be a whole number of at least 0")
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        check_locations(self.locations, geometry.depth)
+
+    @property
+    def plan(self) -> Plan:
+        rates = check_keep_rate(self.keep_rate, self.locations)
+        counts = shrinking_counts(self.bound.num_patches, rates)
+        return Plan.drop(self.bound, self.locations, counts, "after")
+
+    def start(self, tokens: Tokens, train: bool) -> Tokens:
+        given = tokens.memory.get("given_scores")
+        if given is not None:
+            return tokens.remember(scores=given)
+        shape = tokens.origin.shape
+        if train and not self.is_initializing():
+            return tokens.remember(scores=jax.random.uniform(self.make_rng("dropout"), shape))
+        scores = jax.random.uniform(jax.random.key(self.seed), shape[1:])
+        return tokens.remember(scores=jnp.broadcast_to(scores, shape))
+
+    def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        counts = self.plan.attention
+        if layer == self.bound.depth or counts[layer] == tokens.n:
+            return tokens
+        if tokens.n == self.bound.num_patches:
+            return tokens.take(select.top(tokens.memory["scores"], counts[layer]))  # the one sort
+        return tokens.first(counts[layer])

@@ -1,0 +1,189 @@
+"""ToMe (Bolya et al. 2023, "Token Merging: Your ViT But Faster"): similar tokens become one. Needs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.ops import merge
+from slimvit_jax.plan import Geometry, Plan, check_keep_rate
+from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class ToMe(Slimming, kw_only=True):
+    """In every layer, between attention and MLP, the r most similar pairs of a bipartite matching are merged.
+
+        metric = 1/H sum_h k_h (before any q/k norm),  A = even positions, B = odd ones, similarity = cosine
+        x_j   <- (s_j x_j + sum_i s_i x_i) / (s_j + sum_i s_i),  s_j <- s_j + sum_i s_i      over the i merged into j
+        attention = softmax(q k^T / sqrt(d) + log s)                                       (proportional attention)
+
+    Official: tome/merge.py, tome/patch/timm.py, tome/utils.py (parse_r). Prefix tokens are never merged. No more than
+    half of the patch tokens can be merged in a layer: an r above that at the first layer is refused, later layers
+    merge what they can, as released. Average pooling weighs the tokens by their size, as in the official patch of MAE.
+    Training merges as inference does; no gradient flows through the choice.
+
+    Deviations: registers are protected like class and distillation token (the release knows none); a zero key
+    vector is unlike everything instead of NaN. Cost: |A| |B| d for the similarities and 3 D r |B| at most for the
+    merges, in every layer that merges.
+
+    Attributes:
+      r: tokens merged per layer: a whole number; or (r, inflect) with a float inflect, which goes linearly from
+        r (1 - inflect) to r (1 + inflect) over the layers; or one number per layer (missing ones are 0).
+      keep_rate: in place of r: the share of the N patches that a layer computes on average; the constant r that comes
+        nearest is used.
+      prop_attn: proportional attention.
+      track_source: tap "source" (B, tokens held, P + N) uint8: which original tokens each token at the end is made of.
+    """
+
+    method = "tome"
+    merges = True
+
+    r: int | tuple[float, ...] = 8
+    keep_rate: float | None = None
+    prop_attn: bool = True
+    track_source: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "r", _unambiguous(self.r))
+        super().__post_init__()
+
+    def check_options(self) -> None:
+        values = self.r if isinstance(self.r, tuple) else (self.r,)
+        inflect = _is_inflected(self.r)
+        if inflect and not -1 <= values[1] <= 1:
+            raise SlimError(f"r={self.r!r}: the inflection must lie in [-1, 1]")
+        counts = values[:1] if inflect else values
+        if not counts or any(isinstance(v, bool) or not isinstance(v, Integral) or v < 0 for v in counts):
+            raise SlimError(
+                f"r={self.r!r} must be a whole number of at least 0, (r, inflect) with a float inflect,"
+                " or one whole number per layer"
+            )
+        if self.keep_rate is not None:
+            check_keep_rate(self.keep_rate, (0,))
+        for option in ("prop_attn", "track_source"):
+            if not isinstance(getattr(self, option), bool):
+                raise SlimError(f"{option}={getattr(self, option)!r} must be True or False")
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        wanted, most = self._wanted(geometry), merge.most_merges(geometry.num_patches, 0)
+        if len(wanted) > geometry.depth:
+            raise SlimError(f"r={self.r!r} has {len(wanted)} entries for {geometry.depth} layers")
+        if max(wanted) > most:
+            raise SlimError(
+                f"r={self.r!r} merges {max(wanted)} tokens in a layer, but no more than half of the"
+                f" {geometry.num_patches} patches can be merged at once; r must lie in 0..{most}"
+            )
+
+    def _wanted(self, geometry: Geometry) -> tuple[int, ...]:
+        """r of every layer, not yet clamped."""
+        if self.keep_rate is not None:
+            rate = check_keep_rate(self.keep_rate, (0,))[0]
+            return (_nearest_r(geometry, rate),) * geometry.depth
+        return per_layer(self.r, geometry.depth)
+
+    @property
+    def merged(self) -> tuple[int, ...]:
+        """Tokens merged away in every layer."""
+        return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
+
+    @property
+    def plan(self) -> Plan:
+        return _plan(self.bound, self._wanted(self.bound))
+
+    def extra_flops(self) -> dict[int, int]:
+        dim, heads, prefix = self.bound.dim, self.bound.heads, self.bound.prefix_tokens
+        cost = {}
+        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
+            if r:
+                a, b = (n + prefix + 1) // 2, (n + prefix) // 2
+                cost[layer] = a * b * (dim // heads) + 3 * r * dim
+        return cost
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        return ("keys",) if self.merged[layer - 1] else ()
+
+    def start(self, tokens: Tokens, train: bool) -> Tokens:
+        batch, length, _ = tokens.x.shape
+        if self.track_source:
+            owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+            tokens = tokens.remember(owner=owner)
+        return tokens.remember(size=jnp.ones((batch, length), jnp.float32))
+
+    def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
+        r = self.merged[layer - 1]
+        if not r:
+            return tokens
+        metric = probe["keys"].astype(jnp.float32).mean(axis=2)
+        matching = merge.bipartite_soft_matching(metric, r, tokens.prefix)
+        assert matching is not None  # r > 0 is what the plan allows
+        x, size = merge.merge_weighted(matching, tokens.x, tokens.memory["size"])
+        origin = merge.gather(tokens.per_token(tokens.origin, -1), matching.held)
+        origin = jnp.where(size > 1.5, -1, origin)[:, tokens.prefix :]
+        tokens = tokens.replace(x=x, origin=origin).remember(size=size)
+        if self.prop_attn:
+            tokens = tokens.replace(log_weight=jnp.log(size))
+        if self.track_source:
+            tokens = tokens.remember(owner=merge.merge_owner(matching, tokens.memory["owner"]))
+        return tokens
+
+    def finish(self, tokens: Tokens, train: bool) -> Tokens:
+        taps = {**tokens.taps, "size": tokens.memory["size"]}
+        if self.track_source:
+            taps["source"] = merge.membership(tokens.memory["owner"], tokens.x.shape[1])
+        return tokens.replace(taps=taps)
+
+    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        if not any(self.merged):
+            return None
+        return tokens.memory["size"][:, tokens.prefix :] / self.bound.num_patches
+
+
+def per_layer(r: int | Sequence[float], depth: int) -> tuple[int, ...]:
+    """One r per layer.
+
+    >>> per_layer(8, 3), per_layer((8, -1.0), 3), per_layer((4, 2, 1, 1), 6)
+    ((8, 8, 8), (16, 8, 0), (4, 2, 1, 1, 0, 0))
+    """
+    if isinstance(r, (tuple, list)) and not _is_inflected(r):
+        return tuple(int(v) for v in r) + (0,) * (depth - len(r))
+    middle, inflect = r if isinstance(r, (tuple, list)) else (r, 0.0)
+    first = int(middle * (1.0 - inflect))
+    step = (2 * middle - 2 * first) / max(1, depth - 1)
+    return tuple(int(first + step * i) for i in range(depth))
+
+
+def _is_inflected(r: object) -> bool:
+    return isinstance(r, (tuple, list)) and len(r) == 2 and isinstance(r[1], Real) and not isinstance(r[1], Integral)
+
+
+def _unambiguous(r: Any) -> Any:
+    """Official: a list is per layer, a tuple of two is (r, inflect). Configs and JSON blur that; a float does not."""
+    if isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], Integral) and not isinstance(r[1], bool):
+        return (r[0], float(r[1]))
+    if isinstance(r, list):
+        return tuple(r) + (0,) if len(r) == 2 and not _is_inflected(r) else tuple(r)
+    return r
+
+
+def _plan(geometry: Geometry, wanted: Sequence[int]) -> Plan:
+    attention, mlp, n = [], [], geometry.num_patches
+    for r in wanted:
+        attention.append(n)
+        n -= min(r, merge.most_merges(n, 0))
+        mlp.append(n)
+    return Plan(tuple(attention), tuple(mlp))
+
+
+def _nearest_r(geometry: Geometry, rate: float) -> int:
+    wanted = rate * geometry.num_patches * geometry.depth
+    candidates = range(merge.most_merges(geometry.num_patches, 0) + 1)
+    return min(candidates, key=lambda r: abs(sum(_plan(geometry, (r,) * geometry.depth).mlp) - wanted))

@@ -1,0 +1,69 @@
+"""Top-k by class attention: the plain pruning baseline (Haurum et al. 2023, "Which Tokens to Use?")."""
+
+from __future__ import annotations
+
+import jax
+
+from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
+from slimvit_jax.ops import select
+from slimvit_jax.plan import Geometry, Plan, check_locations
+from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class TopK(Slimming, kw_only=True):
+    """The patches with the highest class attention stay, in descending order; the others vanish.
+
+        a_i = 1/H sum_h softmax(q_cls K^T / sqrt(d))_hi,  kept at the k-th location: int(r^k N), N of the grid
+
+    "At layer t" means inside layer t: between its attention and its MLP; locations (4, 7, 10) are the blocks 3, 6, 9
+    of the official models/topk.py (TokenReduction). EViT without its fused token differs only in its counts.
+
+    Deviations: N is the grid's, not a fixed 196; keeping everything is allowed (the release crashes); prefix tokens
+    beside the class token never enter the ranking. Cost: one extra query row, (P + n) D.
+
+    Attributes:
+      keep_rate: share kept at each location of what the location before left; a float or one per location.
+      locations: 1-based layers inside which patches are dropped.
+      token_ratio: the shares of the original patches left at each location, in place of keep_rate.
+    """
+
+    method = "topk"
+    needs_class_token = True
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+    token_ratio: tuple[float, ...] | None = None
+
+    def check_options(self) -> None:
+        cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        check_locations(self.locations, geometry.depth)
+
+    @property
+    def plan(self) -> Plan:
+        counts = counts_of_the_grid(self.bound.num_patches, self.keep_rate, self.token_ratio, self.locations)
+        return Plan.drop(self.bound, self.locations, counts, "inside")
+
+    def _drops_in(self, layer: int) -> bool:
+        return self.plan.mlp[layer - 1] < self.plan.attention[layer - 1]
+
+    def extra_flops(self) -> dict[int, int]:
+        dim, prefix, plan = self.bound.dim, self.bound.prefix_tokens, self.plan
+        return {t: (prefix + plan.attention[t - 1]) * dim for t in self.locations if self._drops_in(t)}
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        return ("class_attention",) if self._drops_in(layer) else ()
+
+    def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
+        if not self._drops_in(layer):
+            return tokens
+        attention = probe["class_attention"].mean(axis=1)[:, tokens.prefix :]
+        tokens = tokens.tap("class_attention", attention)
+        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
+            tokens = tokens.remember(scores=attention)
+        return tokens.take(select.top(ranking(tokens, attention), self.plan.mlp[layer - 1]))
