@@ -82,9 +82,10 @@ class PatchEmbed(nn.Module):
     patch_size: tuple[int, int]
     features: int
     dtype: Any = jnp.float32
+    use_bias: bool = True
 
     def setup(self) -> None:
-        self.proj = _PatchProjection(self.patch_size, self.features, self.dtype)
+        self.proj = _PatchProjection(self.patch_size, self.features, self.dtype, self.use_bias)
 
     def __call__(self, images: Array) -> Array:
         """(B, H, W, C) images to (B, N, D) tokens in raster order."""
@@ -95,16 +96,19 @@ class _PatchProjection(nn.Module):
     patch_size: tuple[int, int]
     features: int
     dtype: Any
+    use_bias: bool
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
         ph, pw = self.patch_size
         batch, height, width, channels = images.shape
         kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), (ph, pw, channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         patches = images.astype(self.dtype).reshape(batch, height // ph, ph, width // pw, pw, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, ph * pw * channels)
-        return patches @ kernel.astype(self.dtype).reshape(-1, self.features) + bias.astype(self.dtype)
+        tokens = patches @ kernel.astype(self.dtype).reshape(-1, self.features)
+        if self.use_bias:
+            tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return tokens
 
 
 class Attention(nn.Module):

@@ -43,7 +43,7 @@ class VisionTransformer(nn.Module, kw_only=True):
       no_embed_class: position embeddings on the patches only.
       global_pool: "token" for the class token, "avg" for the mean of the patches.
       fc_norm: normalise after pooling instead of before; None means with "avg" only, as timm.
-      pre_norm: a norm in front of the first layer.
+      pre_norm: a norm in front of the first layer; the patch embedding then has no bias, as timm.
       drop_rate, pos_drop_rate, proj_drop_rate: dropout of the head, the embedding, the branches.
       drop_path_rate: stochastic depth of the last layer; grows linearly from 0 at the first.
       eps: of the layer norms.
@@ -133,7 +133,7 @@ class VisionTransformer(nn.Module, kw_only=True):
 
     def setup(self) -> None:
         geometry, dtype = self.geometry, jnp.dtype(self.dtype)
-        self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, dtype)
+        self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, dtype, use_bias=not self.pre_norm)
         tiny = nn.initializers.normal(1e-6)
         if self.class_token:
             self.cls_token = self.param("cls_token", tiny, (1, 1, self.embed_dim))

@@ -41,13 +41,17 @@ def load(model: Any, path: str | os.PathLike[str], **options: Any) -> dict[str, 
 def save(model: Any, variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes variables under timm's names, the kind chosen by suffix as in `load`; no suffix or .orbax: a directory.
 
-    The file or directory appears complete or not at all, and replaces one of that name.
+    The file or directory appears complete or not at all, and replaces one of that name. In a run of several processes
+    one of them calls this, with a file: Orbax would wait for the others.
 
     Raises:
-      SlimError: a suffix we do not write, or variables that are not those of `model`.
+      SlimError: a suffix we do not write, a directory in a run of several processes, or variables that are not those of
+        `model`.
     """
     path = Path(path)
     write = _WRITERS[writable_suffix(path)]
+    if path.suffix in DIRECTORY and jax.process_count() > 1:
+        raise SlimError(f"{path}: a run of several processes cannot write an Orbax directory here; use .safetensors")
     if (path.suffix in DIRECTORY) != path.is_dir() and path.exists():
         raise SlimError(f"{path}: exists and is {'a directory' if path.is_dir() else 'a file'}; choose another name")
     state = to_torch(model, variables)
