@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,11 +79,19 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
     return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
+class Outputs(NamedTuple):
+    """What one batch gives: logits (B, classes) float32; scores (B, N) and the kept raster indices (B, n) after each
+    drop, None for methods without them."""
+
+    logits: jax.Array
+    scores: jax.Array | None
+    kept: tuple[jax.Array, ...] | None
+
+
 class Inference:
     """A model's inference function, compiled once per batch shape and split over this process's devices.
 
-    Calling it with float32 images (B, H, W, C) gives (logits (B, classes) float32, scores (B, N) float32 or None).
-    `lives` (B, N) replaces the lives a life-regression model predicts, so that an order of one's own is measured.
+    Calling it with float32 images (B, H, W, C) gives `Outputs`. `lives` (B, N) replaces the lives a life-regression model predicts, so that an order of one's own is measured.
     Variables are an argument of the compiled function: other weights of the same shapes compile nothing.
     """
 
@@ -95,10 +103,10 @@ class Inference:
         self._whole = NamedSharding(mesh, PartitionSpec())
         self.variables = jax.device_put(variables, self._whole)
 
-        def forward(variables: Variables, images: jax.Array, lives: jax.Array | None) -> tuple[Any, Any]:
+        def forward(variables: Variables, images: jax.Array, lives: jax.Array | None) -> Outputs:
             extra = {} if lives is None else {"scores": lives}
             logits, aux = model.apply(variables, images, return_aux=True, **extra)
-            return logits.astype(jnp.float32), aux.scores
+            return Outputs(logits.astype(jnp.float32), aux.scores, aux.kept)
 
         self._forward = jax.jit(forward)
 
@@ -113,14 +121,19 @@ class Inference:
         """Places a batch on the devices; its first axis is a multiple of `devices`."""
         return jax.device_put(np.asarray(array, np.float32), self._split)
 
-    def __call__(self, images: Any, lives: Any = None) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, images: Any, lives: Any = None) -> Outputs:
         rows = len(images)
         pad = -rows % self.devices
         if pad:
             images = np.concatenate([np.asarray(images), np.repeat(np.asarray(images[-1:]), pad, 0)])
             lives = None if lives is None else np.concatenate([lives, np.repeat(lives[-1:], pad, 0)])
-        logits, scores = self._forward(self.variables, self.put(images), None if lives is None else self.put(lives))
-        return logits[:rows], None if scores is None else scores[:rows]
+        outputs = self._forward(self.variables, self.put(images), None if lives is None else self.put(lives))
+        return jax.tree.map(lambda a: a[:rows], outputs) if pad else outputs
+
+    def timed_call(self, images: np.ndarray) -> Callable[[], None]:
+        """A function that runs this batch, which already lies on the devices, and waits for the logits."""
+        batch = self.put(images)
+        return lambda: jax.block_until_ready(self._forward(self.variables, batch, None).logits)
 
 
 def evaluate(
@@ -146,8 +159,8 @@ def evaluate(
         images, label = batch["image"], np.asarray(batch["label"])
         mask = np.asarray(batch.get("mask", np.ones(len(label))), bool)
         imposed = None if lives is None else lives(start, len(label))
-        logits, scores = (None if a is None else np.asarray(a) for a in run(images, imposed))
-        assert logits is not None
+        outputs = run(images, imposed)
+        logits = np.asarray(outputs.logits)
         label = label.argmax(-1) if label.ndim == 2 else label
         logits, label = logits[mask], label[mask]
         if label.size and not (0 <= label.min() and label.max() < logits.shape[1]):
@@ -157,8 +170,8 @@ def evaluate(
         correct5 += int((order == label[:, None]).sum())
         shifted = logits - logits.max(1, keepdims=True)
         loss += float((np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(label)), label]).sum())
-        if scores is not None and imposed is None:
-            all_scores.append(scores[mask])
+        if outputs.scores is not None and imposed is None:
+            all_scores.append(np.asarray(outputs.scores)[mask])
         start += len(mask)
         if progress is not None:
             progress(start)
@@ -233,7 +246,7 @@ def measure_speed(
             batch = np.asarray(images, np.float32)
         if len(batch) % run.devices:
             raise SlimError(f"batch size {len(batch)} does not divide over {run.devices} devices")
-        calls[name] = _timed_call(run, run.put(batch))
+        calls[name] = run.timed_call(batch)
         calls[name]()
         began = time.perf_counter()
         calls[name]()
@@ -249,5 +262,9 @@ def measure_speed(
     return {name: Speed(size, tuple(times)) for name, times in seconds.items()}
 
 
-def _timed_call(run: Inference, batch: jax.Array) -> Callable[[], None]:
-    return lambda: jax.block_until_ready(run._forward(run.variables, batch, None)[0])
+
+def count_parameters(model: Any) -> int:
+    """Numbers in the parameters of a model, training-only ones included; nothing is allocated."""
+    images = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))

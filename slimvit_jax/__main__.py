@@ -1,0 +1,69 @@
+"""`python -m slimvit_jax COMMAND`, also installed as `slimvit`.
+
+Every command's module has `add_parser(subparsers)`, which sets `run`, a function of the parsed arguments that returns
+the exit status. Only the module of the command that is called is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from slimvit_jax.errors import SlimError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "models": ("slimvit_jax.cli.models", "list the models with parameters, multiply-adds and preprocessing"),
+    "convert": ("slimvit_jax.convert.command", "convert a weights file to another kind"),
+    "evaluate": ("slimvit_jax.cli.evaluate", "measure the accuracy on a labelled set of images"),
+    "predict": ("slimvit_jax.cli.predict", "classify image files and draw the lives of their patches"),
+    "visualize": ("slimvit_jax.cli.visualize", "draw weight curves, lives and what is kept"),
+    "benchmark": ("slimvit_jax.cli.benchmark", "time slimmed models against the dense one"),
+    "export": ("slimvit_jax.cli.export", "write the inference function as a StableHLO file"),
+    "config": ("slimvit_jax.cli.config", "print the complete configuration of a configs/NAME.py"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line: the usage is one `--help` away."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(prog="slimvit", description="Token slimming for vision transformers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, help_line) in COMMANDS.items():
+        if name == wanted:
+            importlib.import_module(module).add_parser(commands)
+        else:
+            commands.add_parser(name, help=help_line)
+    try:
+        args = parser.parse_args(arguments)
+        return int(args.run(args) or 0)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
+        return stop.code if isinstance(stop.code, int) else 2
+    except SlimError as error:
+        message = " ".join(str(error).split())
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        message = "interrupted"
+        print(f"slimvit {wanted}: {message}", file=sys.stderr)
+        return 130
+    print(f"slimvit {wanted}: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""`python -m slimvit_jax models`: what there is to build."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the `models` command."""
+    from slimvit_jax.cli import common
+
+    parser = subparsers.add_parser(
+        "models",
+        help="list the models",
+        description="Lists the named models, dense or with a method: parameters, multiply-adds, preprocessing.",
+    )
+    parser.add_argument("pattern", nargs="?", default="", help="only names that contain this")
+    common.add_method_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table, or JSON."""
+    from slimvit_jax import list_methods, list_models
+    from slimvit_jax.cli import common
+    from slimvit_jax.errors import unknown
+    from slimvit_jax.models import NAMED
+
+    names = [name for name in sorted(NAMED) if args.pattern in name]
+    if not names:
+        raise unknown("model", args.pattern, NAMED)
+    rows = [_facts(name, args) for name in names]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = common.table("model", "input", "parameters", "multiply-adds", "mean", "std", "crop", "resize")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            "x".join(map(str, row["input_size"])),
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['flops'] / 1e9:.2f} G",
+            " ".join(f"{v:.3f}" for v in row["mean"]),
+            " ".join(f"{v:.3f}" for v in row["std"]),
+            f"{row['crop_pct']:g}",
+            row["interpolation"],
+        )
+    common.show(table)
+    families = [name for name in list_models() if name not in NAMED]
+    print(f"families for any size: {', '.join(families)}\nmethods: {', '.join(list_methods())}")
+    return 0
+
+
+def _facts(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    from slimvit_jax import create_model, flops
+    from slimvit_jax.analysis.evaluate import count_parameters
+    from slimvit_jax.cli import common
+    from slimvit_jax.models import preprocess_for
+
+    model = create_model(name, **common.method_options(args))
+    preprocess = preprocess_for(name)
+    return {
+        "model": name,
+        "method": model.slim.method,
+        "input_size": list(model.img_size),
+        "parameters": count_parameters(model),
+        "flops": flops(model).total,
+        "token_counts": list(model.slim.plan.token_counts),
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "crop_pct": preprocess.crop_pct,
+        "interpolation": preprocess.interpolation,
+    }
