@@ -1,0 +1,204 @@
+"""Batches as random access: batch s is a pure function of (source, settings, seed, s). The pipeline only schedules
+them.
+
+That one property gives all that a training run needs: the same data whatever the number of workers, a resume at the
+exact batch by remembering one number, and process shards that put together are the batch of one process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slimvit_jax.data.augment import Augment, CropAugment, shift_batch
+from slimvit_jax.data.decode import BadImage, decode
+from slimvit_jax.data.preprocess import Preprocess
+from slimvit_jax.data.sources import Source
+from slimvit_jax.errors import SlimError
+
+ENDLESS = 1 << 40  # training batches: more than anybody will draw
+CACHE_BYTES = 1 << 28  # sets whose decoded pixels stay below this are cached unless told otherwise
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's part of every global batch: rows [start, start + local) of `size`."""
+
+    size: int
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.count < 1 or not 0 <= self.index < self.count:
+            raise SlimError(
+                f"batch_size {self.size}, process {self.index} of {self.count}: need size >= 1, 0 <= index < count"
+            )
+        if self.size % self.count:
+            raise SlimError(f"batch_size {self.size} does not divide by the {self.count} processes")
+
+    @property
+    def local(self) -> int:
+        return self.size // self.count
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.index * self.local, (self.index + 1) * self.local)
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of `count` records in an epoch, (count,) int64; each epoch another one."""
+    return np.random.default_rng((seed, 0, epoch)).permutation(count)
+
+
+def order(positions: np.ndarray, count: int, seed: int, repeats: int = 1) -> np.ndarray:
+    """Record numbers at global `positions` of the endless shuffled stream; each record comes `repeats` times in a row.
+
+    Rows of one stream fill the batches one after the other, also across the end of an epoch: no record is left out.
+    """
+    epochs, places = np.divmod(positions // repeats, count)
+    result = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        result[here] = permutation(count, seed, int(epoch))[places[here]]
+    return result
+
+
+class Cache(Sequence):
+    """All records of a source decoded once: images (N, H, W, C) uint8 of the model's size, labels (N,)."""
+
+    def __init__(self, source: Source, preprocess: Preprocess, limit: int | None = None) -> None:
+        count = len(source) if limit is None else min(limit, len(source))
+        self.images = np.empty((count, *preprocess.size, preprocess.in_chans), np.uint8)
+        self.labels = np.empty(count, np.int32)
+        for index in range(count):
+            record = source[index]
+            self.images[index] = preprocess.pixels(record["image"], record["name"])
+            self.labels[index] = record["label"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.images[index], self.labels[index]
+
+
+def fits_cache(source: Source, preprocess: Preprocess, augment: Augment) -> bool:
+    """Whether to cache by default: a small set that is not cropped at random, of images that share one small shape."""
+    size = len(source) * preprocess.size[0] * preprocess.size[1] * preprocess.in_chans
+    return augment.kind != "crop" and source.native_shape is not None and size <= CACHE_BYTES
+
+
+class TrainBatches(Sequence):
+    """Training batches: {"image" (B, H, W, C) float32, "label" (B,) int32, "mask" (B,) float32, "skipped" (K,) int64}.
+
+    A record that cannot be read is replaced by the one after it in the epoch's order and listed in "skipped".
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        augment: Augment,
+        shard: Shard,
+        seed: int,
+        repeats: int = 1,
+        cache: Cache | None = None,
+    ) -> None:
+        self._source, self._preprocess, self._augment, self._shard = source, preprocess, augment, shard
+        self._seed, self._repeats, self._cache = seed, repeats, cache
+        self._crop = CropAugment(augment, preprocess) if augment.kind == "crop" else None
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, step: Any) -> Batch:
+        positions = np.arange(self._shard.rows.start, self._shard.rows.stop) + int(step) * self._shard.size
+        records = order(positions, len(self._source), self._seed, self._repeats)
+        skipped: list[int] = []
+        if self._cache is not None:
+            images, labels = self._cache[records]
+        else:
+            items = [self._read(int(r), int(p), skipped) for r, p in zip(records, positions, strict=True)]
+            images = np.stack([image for image, _ in items])
+            labels = np.array([label for _, label in items], np.int32)
+        if self._crop is None:
+            # Drawn for the global batch, so that a row's choices do not depend on how it is shared out.
+            choices = np.random.default_rng((self._seed, 1, int(step))).random((self._shard.size, 5))[self._shard.rows]
+            images = self._preprocess.normalise(shift_batch(images, self._augment, choices))
+        return {
+            "image": images,
+            "label": labels,
+            "mask": np.ones(len(labels), np.float32),
+            "skipped": np.array(skipped, np.int64),
+        }
+
+    def _read(self, record: int, position: int, skipped: list[int]) -> tuple[np.ndarray, int]:
+        """The image for a position (augmented for "crop", else uint8 pixels) and its label."""
+        count = len(self._source)
+        for _ in range(min(count, 100)):
+            try:
+                item = self._source[record]
+                if self._crop is None:
+                    return self._preprocess.pixels(item["image"], item["name"]), item["label"]
+                picture = decode(item["image"], self._preprocess.in_chans, item["name"], self._crop.at_least)
+                return self._crop(picture, np.random.default_rng((self._seed, 1, position))), item["label"]
+            except (BadImage, OSError):
+                skipped.append(record)
+            epoch = position // self._repeats // count
+            places = permutation(count, self._seed, epoch)
+            record = int(places[(int(np.flatnonzero(places == record)[0]) + 1) % count])
+        raise SlimError(
+            f"{len(skipped)} images in a row of {self._source.name}/{self._source.split} cannot be read, "
+            f"the last one {record_name(self._source, skipped[-1])}"
+        )
+
+
+class EvalBatches(Sequence):
+    """Evaluation batches, every record once in order; the tail is padded: image 0, label -1, mask 0, index -1."""
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, shard: Shard, limit: int | None = None, cache: Cache | None = None
+    ) -> None:
+        self._source, self._preprocess, self._shard, self._cache = source, preprocess, shard, cache
+        self._count = len(source) if limit is None else min(limit, len(source))
+
+    def __len__(self) -> int:
+        return -(-self._count // self._shard.size)
+
+    def __getitem__(self, step: Any) -> Batch:
+        index = np.arange(self._shard.rows.start, self._shard.rows.stop) + int(step) * self._shard.size
+        real = index < self._count
+        pixels = np.zeros((len(index), *self._preprocess.size, self._preprocess.in_chans), np.uint8)
+        labels = np.full(len(index), -1, np.int32)
+        if self._cache is not None:
+            pixels[real], labels[real] = self._cache[index[real]]
+        else:
+            for row in np.flatnonzero(real):
+                item = self._open(int(index[row]))
+                pixels[row], labels[row] = self._preprocess.pixels(item["image"], item["name"]), item["label"]
+        images = self._preprocess.normalise(pixels)
+        images[~real] = 0
+        return {
+            "image": images,
+            "label": labels,
+            "mask": real.astype(np.float32),
+            "index": np.where(real, index, -1).astype(np.int32),
+        }
+
+    def _open(self, index: int) -> Any:
+        try:
+            return self._source[index]
+        except OSError as error:
+            raise SlimError(f"cannot read {record_name(self._source, index)}: {error}") from error
+
+
+def record_name(source: Source, index: int) -> str:
+    """What to call a record that may be unreadable: its file where it has one."""
+    path = getattr(source, "path", None)
+    return path(index) if path is not None else f"{source.name}/{source.split}[{index}]"

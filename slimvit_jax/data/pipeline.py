@@ -1,0 +1,246 @@
+"""The two iterators of a run: endless training batches and one pass of evaluation batches, built on grain.
+
+    it = train_iterator(source, preprocess=Preprocess(...), augment=Augment(...), seed=0, batch_size=64,
+                        process_index=0, process_count=1, num_workers=0, cache=None, repeats=1, max_bad=None, start=0)
+    it.steps_per_epoch, it.step, it.get_state(), it.set_state(state), it.bad_records, it.close()
+    ev = eval_batches(source, preprocess=..., batch_size=64, process_index=0, process_count=1, num_workers=0,
+                      multiple_of=1, cache=None, limit=None)                       # re-iterable, len(ev)
+
+Both yield {"image": (B, H, W, C) float32 normalised, "label": (B,) int32, "mask": (B,) float32}, evaluation also
+"index"; B is this process's share of `batch_size`. Nothing here imports jax.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+from absl import flags
+
+from slimvit_jax.data.augment import Augment
+from slimvit_jax.data.batches import Batch, Cache, EvalBatches, Shard, TrainBatches, fits_cache, record_name
+from slimvit_jax.data.preprocess import Preprocess
+from slimvit_jax.data.sources import Source
+from slimvit_jax.errors import SlimError
+
+logger = logging.getLogger(__name__)
+
+
+def _schedule(batches: Any, start: int, num_workers: int) -> Iterator[Batch]:
+    """The grain iterator over batches[start:]: in this thread, or by worker processes that each make every k-th
+    batch.
+    """
+    dataset = grain.MapDataset.source(batches)
+    if start:
+        dataset = dataset[start:]
+    # Threads and a buffer of hundreds of *batches*, grain's defaults, are for single records.
+    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain reads its own absl flags; not every caller is an absl program
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    return iter(stream)
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Endless training batches; see train_iterator. Its state is the number of batches handed out, and what they came
+    from.
+
+    As a grain iterator it goes into an Orbax composite by grain.checkpoint.CheckpointSave / CheckpointRestore. The
+    state is the same on every process and does not depend on the number of workers.
+    """
+
+    def __init__(
+        self,
+        batches: TrainBatches,
+        identity: dict[str, Any],
+        source: Source,
+        shard: Shard,
+        num_workers: int,
+        max_bad: int,
+    ) -> None:
+        super().__init__()
+        self._batches, self._identity, self._source, self._shard = batches, identity, source, shard
+        self._num_workers, self._max_bad = num_workers, max_bad
+        self._step, self._stream = 0, None
+        self._bad: dict[int, str] = {}
+
+    @property
+    def step(self) -> int:
+        """How many batches have been handed out."""
+        return self._step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the source, at least 1."""
+        return max(1, len(self._source) * self._identity["repeats"] // self._shard.size // self._identity["repeats"])
+
+    @property
+    def local_batch_size(self) -> int:
+        return self._shard.local
+
+    @property
+    def bad_records(self) -> tuple[str, ...]:
+        """The names of the records skipped so far in this process, each once."""
+        return tuple(self._bad.values())
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            self._stream = _schedule(self._batches, self._step, self._num_workers)
+        batch = next(self._stream)
+        self._step += 1
+        for index in batch.pop("skipped").tolist():
+            self._note_bad(index)
+        return batch
+
+    def _note_bad(self, index: int) -> None:
+        if index in self._bad:
+            return
+        self._bad[index] = record_name(self._source, index)
+        logger.warning(
+            "skipped unreadable image %s (%d so far, limit %d)", self._bad[index], len(self._bad), self._max_bad
+        )
+        if len(self._bad) > self._max_bad:
+            raise SlimError(
+                f"{len(self._bad)} images of {self._source.name}/{self._source.split} cannot be read, more than "
+                f"max_bad={self._max_bad}; the first: {', '.join(self.bad_records[:3])}"
+            )
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able: {"step": batches handed out, and the settings that define the stream}."""
+        return {"step": self._step, **self._identity}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to where `state` was taken. A state of another stream (seed, batch size, source) is a SlimError naming
+        it.
+        """
+        for key, value in self._identity.items():
+            if state.get(key) != value:
+                raise SlimError(f"saved data state has {key} {state.get(key)!r}, this run has {value!r}")
+        self._close_stream()
+        self._step = int(state["step"])
+
+    def start_prefetch(self) -> None:
+        """Starts the worker processes, if there are any, before the first batch is asked for."""
+        if self._stream is None and self._num_workers:
+            self._stream = _schedule(self._batches, self._step, self._num_workers)
+            self._stream.start_prefetch()
+
+    def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None and hasattr(stream, "close"):
+            stream.close()
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._close_stream()
+
+
+def train_iterator(
+    source: Source,
+    *,
+    preprocess: Preprocess,
+    augment: Augment | Mapping[str, Any] | str | None = None,
+    seed: int = 0,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    cache: bool | None = None,
+    repeats: int = 1,
+    max_bad: int | None = None,
+    start: int = 0,
+) -> TrainIterator:
+    """Endless shuffled, augmented training batches.
+
+    Args:
+        source: from open_source.
+        preprocess: size, channels and normalisation; its resize and crop too, unless augment.kind is "crop".
+        augment: an Augment, a mapping of its fields, a kind, or None for no augmentation.
+        seed: with the number of a batch it determines the batch.
+        batch_size: images per step over all processes; must divide by process_count.
+        num_workers: processes that decode and augment; 0 does it in the caller. A cached source needs none and uses
+            none.
+        cache: decode everything once into memory (images of the model's size); None: for small sets that are not
+            cropped.
+        repeats: repeated augmentation: every drawn image comes so many times in a row, differently augmented. An epoch
+            keeps its number of steps and sees 1 / repeats of the images.
+        max_bad: how many unreadable images to skip before giving up; None: 1 % of the set, at least 10.
+        start: number of the first batch.
+    Raises:
+        SlimError: settings that do not fit; while iterating, too many unreadable images.
+    """
+    augment = Augment.of(augment)
+    shard = Shard(batch_size, process_index, process_count)
+    for name, value, least in (
+        ("num_workers", num_workers, 0),
+        ("repeats", repeats, 1),
+        ("start", start, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise SlimError(f"{name} must be at least {least}, not {value}")
+    if cache and augment.kind == "crop":
+        raise SlimError('cache=True needs augment kind "none" or "shift": "crop" starts from the original images')
+    use_cache = fits_cache(source, preprocess, augment) if cache is None else cache
+    held = Cache(source, preprocess) if use_cache else None
+    batches = TrainBatches(source, preprocess, augment, shard, seed, repeats, held)
+    identity = {
+        "source": f"{source.name}/{source.split}",
+        "records": len(source),
+        "seed": seed,
+        "batch_size": batch_size,
+        "repeats": repeats,
+    }
+    limit = max(10, len(source) // 100) if max_bad is None else max_bad
+    iterator = TrainIterator(batches, identity, source, shard, 0 if held is not None else num_workers, limit)
+    iterator.set_state({**identity, "step": start})
+    return iterator
+
+
+class EvalPass:
+    """One pass over a split, as often as wanted; see eval_batches."""
+
+    def __init__(self, batches: EvalBatches, shard: Shard, num_workers: int) -> None:
+        self._batches, self._shard, self._num_workers = batches, shard, num_workers
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def local_batch_size(self) -> int:
+        return self._shard.local
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _schedule(self._batches, 0, self._num_workers)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    preprocess: Preprocess,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    multiple_of: int = 1,
+    cache: bool | None = None,
+    limit: int | None = None,
+) -> EvalPass:
+    """Every image exactly once, in the order of the source, in batches of one shape; all processes get as many batches.
+
+    Args:
+        batch_size: images per step over all processes, rounded up to a multiple of process_count * multiple_of.
+        multiple_of: what the local batch must divide by (the number of local devices).
+        limit: only the first so many images.
+    Padding rows have mask 0, label -1, index -1 and image 0. An unreadable image is a SlimError naming its file.
+    """
+    if batch_size < 1 or multiple_of < 1 or (limit is not None and limit < 1):
+        raise SlimError(f"batch_size {batch_size}, multiple_of {multiple_of} and limit {limit} must be at least 1")
+    unit = process_count * multiple_of
+    shard = Shard(-(-batch_size // unit) * unit, process_index, process_count)
+    use_cache = fits_cache(source, preprocess, Augment()) if cache is None else cache
+    held = Cache(source, preprocess, limit) if use_cache else None
+    return EvalPass(EvalBatches(source, preprocess, shard, limit, held), shard, 0 if held is not None else num_workers)
