@@ -39,6 +39,8 @@ class Slimming(nn.Module, kw_only=True):
     merges: ClassVar[bool] = False
     #: Needs the attention of a class token (or something else only some backbones have).
     needs_class_token: ClassVar[bool] = False
+    #: Inference with keep_rate=1 computes what the dense model computes, up to rounding.
+    keep_all_is_dense: ClassVar[bool] = True
     #: The training losses compare with a frozen dense model.
     needs_teacher: ClassVar[bool] = False
     #: The method's default weight of each loss.
@@ -67,7 +69,8 @@ class Slimming(nn.Module, kw_only=True):
         """Raises SlimError for options that do not fit this backbone."""
         if self.needs_class_token and not geometry.class_token:
             raise SlimError(
-                f"method {self.method!r} ranks patches by the class token's attention, but this model has no class token"
+                f"method {self.method!r} ranks patches by the class token's attention,"
+                " but this model has no class token"
             )
 
     def bind(self, geometry: Geometry) -> Self:
