@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slimvit_jax.methods.avit import AViT
 from slimvit_jax.methods.dynamicvit import DynamicViT
 from slimvit_jax.methods.evit import EViT
 from slimvit_jax.methods.life_regression import LifeRegression
@@ -14,6 +15,7 @@ METHODS: dict[str, type[Slimming]] = {
     cls.method: cls
     for cls in (
         LifeRegression,
+        AViT,
         DynamicViT,
         EViT,
         Random,
@@ -22,4 +24,4 @@ METHODS: dict[str, type[Slimming]] = {
     )
 }
 
-__all__ = ["METHODS", "DynamicViT", "EViT", "Random", "ToMe", "TopK", "LifeRegression", "Slimming"]
+__all__ = ["METHODS", "AViT", "DynamicViT", "EViT", "Random", "ToMe", "TopK", "LifeRegression", "Slimming"]
