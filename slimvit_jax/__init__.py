@@ -10,9 +10,32 @@
 from slimvit_jax import losses, methods
 from slimvit_jax.analysis.flops import FlopsReport, flops
 from slimvit_jax.build import create_model, list_methods, list_models
+from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
+from slimvit_jax.models import preprocess_for
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Aux",
+    "FlopsReport",
+    "Geometry",
+    "Plan",
+    "SlimError",
+    "Slimming",
+    "Tokens",
+    "create_model",
+    "flops",
+    "from_torch",
+    "list_methods",
+    "list_models",
+    "load",
+    "losses",
+    "methods",
+    "preprocess_for",
+    "save",
+    "to_torch",
+]

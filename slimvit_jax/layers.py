@@ -239,5 +239,15 @@ class Block(nn.Module):
         return branch if self.residual_scale == 1.0 else branch / self.residual_scale
 
 
+class RematBlock(Block):
+    """The same layer and parameters; activations inside a branch are recomputed in the backward pass, not stored."""
+
+    def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
+        return nn.remat(lambda block, tokens: Block.attend(block, tokens, needs, train))(self, tokens)
+
+    def feed_forward(self, tokens: Tokens, train: bool) -> Array:
+        return nn.remat(lambda block, tokens: Block.feed_forward(block, tokens, train))(self, tokens)
+
+
 def _masked(y: Array, mask: Array | None) -> Array:
     return y if mask is None else y * mask[..., None].astype(y.dtype)

@@ -47,6 +47,8 @@ class Slimming(nn.Module, kw_only=True):
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0}
     #: Other learning rates for the method's parameters, relative to the backbone's.
     learning_rate_scale: ClassVar[float] = 1.0
+    #: On top of that, a factor for the parameters whose whole path ("slim/rtsm_2/norm1/scale") an expression matches.
+    parameter_rates: ClassVar[Mapping[str, float]] = {}
 
     geometry: Geometry | None = None
 
@@ -72,6 +74,9 @@ class Slimming(nn.Module, kw_only=True):
                 f"method {self.method!r} ranks patches by the class token's attention,"
                 " but this model has no class token"
             )
+
+    def check_teacher(self, teacher: Geometry) -> None:
+        """Raises SlimError where `needs_teacher` and the losses cannot compare with a dense model of this geometry."""
 
     def bind(self, geometry: Geometry) -> Self:
         """The same method for a given backbone, its options checked against it."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from slimvit_jax.encoder import encode
 from slimvit_jax.errors import SlimError
-from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, truncated
+from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, RematBlock, truncated
 from slimvit_jax.plan import Geometry, block_flops, check_choice
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
@@ -18,9 +18,16 @@ from slimvit_jax.tokens import Aux, Tokens
 Array = jax.Array
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """(v, v) for a number, the tuple itself for a tuple."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def pair(name: str, value: object) -> tuple[int, int]:
+    """(v, v) for a whole number, the tuple itself for a pair of them.
+
+    Raises:
+      SlimError: for anything else, naming the option.
+    """
+    both = (value, value) if isinstance(value, int) else value
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
+        raise SlimError(f"{name}={value!r} must be a whole number or (height, width)")
+    return int(both[0]), int(both[1])
 
 
 class VisionTransformer(nn.Module, kw_only=True):
@@ -89,10 +96,10 @@ class VisionTransformer(nn.Module, kw_only=True):
         """
         options = dict(options)
         for name in ("img_size", "patch_size"):
-            options[name] = pair(options.get(name, cls.__dataclass_fields__[name].default))
+            options[name] = pair(name, options.get(name, cls.__dataclass_fields__[name].default))
         model = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
         for axis, size, patch in zip(("height", "width"), options["img_size"], options["patch_size"], strict=True):
-            if size < 1 or patch < 1 or size % patch:
+            if size % patch:
                 raise SlimError(f"image {axis} {size} is not divisible by the patch size {patch}")
         for name in ("depth", "num_heads", "embed_dim", "in_chans"):
             if not isinstance(model(name), int) or model(name) < 1:
@@ -104,8 +111,7 @@ class VisionTransformer(nn.Module, kw_only=True):
                 raise SlimError(f"{name}={model(name)!r} must lie in [0, 1)")
         check_choice("global_pool", model("global_pool"), ("token", "avg"))
         check_choice("attention", model("attention"), ("auto", "xla", "cudnn"))
-        check_choice("dtype", str(jnp.dtype(model("dtype")).name), ("float32", "bfloat16", "float16"))
-        options["dtype"] = jnp.dtype(model("dtype")).name
+        options["dtype"] = _dtype_name(model("dtype"))
         if not model("class_token") and (model("global_pool") == "token" or model("distilled")):
             raise SlimError("class_token=False needs global_pool='avg' and a model without distillation token")
         if model("num_classes") < 0 or model("reg_tokens") < 0:
@@ -146,7 +152,7 @@ class VisionTransformer(nn.Module, kw_only=True):
         self.pos_drop = nn.Dropout(self.pos_drop_rate)
         if self.pre_norm:
             self.norm_pre = LayerNorm(self.eps, dtype)
-        block = nn.remat(Block, methods=("attend", "feed_forward"), static_argnums=(2, 3)) if self.remat else Block
+        block = RematBlock if self.remat else Block
         rates = [self.drop_path_rate * i / max(1, self.depth - 1) for i in range(self.depth)]
         self.blocks = [
             block(
@@ -274,7 +280,17 @@ class VisionTransformer(nn.Module, kw_only=True):
         return (head + dist) / 2, {"head_logits": head, "dist_logits": dist}
 
 
+def _dtype_name(dtype: Any) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    check_choice("dtype", name, ("float32", "bfloat16", "float16"))
+    return name
+
+
 def _check_images(shape: tuple[int, ...], img_size: tuple[int, int], in_chans: int) -> None:
     expected = (*img_size, in_chans)
     if len(shape) != 4 or tuple(shape[1:]) != expected:
-        raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {', '.join(map(str, expected))}), NHWC")
+        takes = ", ".join(map(str, expected))
+        raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {takes}), NHWC")

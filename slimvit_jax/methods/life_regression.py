@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -178,8 +180,8 @@ class LifeRegression(Slimming, kw_only=True):
 
     def _log_weight(self, tokens: Tokens, layer: int) -> Array:
         patches = life.log_weight(tokens.memory["scores"], layer, self.temperature)
-        prefix = life.log_weight(jnp.float32(self.bound.depth), layer, self.temperature)
-        return tokens.per_token(patches, float(prefix) if self.literal_class_weight else 0.0)
+        lifetime = self.temperature * (self.bound.depth - layer)
+        return tokens.per_token(patches, -math.log1p(math.exp(-lifetime)) if self.literal_class_weight else 0.0)
 
     def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
         if tokens.log_weight is None:
