@@ -7,6 +7,7 @@ from slimvit_jax.methods.dynamicvit import DynamicViT
 from slimvit_jax.methods.evit import EViT
 from slimvit_jax.methods.life_regression import LifeRegression
 from slimvit_jax.methods.random import Random
+from slimvit_jax.methods.sit import SiT
 from slimvit_jax.methods.tome import ToMe
 from slimvit_jax.methods.topk import TopK
 from slimvit_jax.slimming import Slimming
@@ -19,9 +20,10 @@ METHODS: dict[str, type[Slimming]] = {
         DynamicViT,
         EViT,
         Random,
+        SiT,
         ToMe,
         TopK,
     )
 }
 
-__all__ = ["METHODS", "AViT", "DynamicViT", "EViT", "Random", "ToMe", "TopK", "LifeRegression", "Slimming"]
+__all__ = ["METHODS", "AViT", "DynamicViT", "EViT", "Random", "SiT", "ToMe", "TopK", "LifeRegression", "Slimming"]
