@@ -119,12 +119,11 @@ class TrainBatches(Sequence):
 
     def __getitem__(self, step: Any) -> Batch:
         positions = np.arange(self._shard.rows.start, self._shard.rows.stop) + int(step) * self._shard.size
-        records = order(positions, len(self._source), self._seed, self._repeats)
         skipped: list[int] = []
         if self._cache is not None:
-            images, labels = self._cache[records]
+            images, labels = self._cache[order(positions, len(self._source), self._seed, self._repeats)]
         else:
-            items = [self._read(int(r), int(p), skipped) for r, p in zip(records, positions, strict=True)]
+            items = [self._read(position, skipped) for position in positions.tolist()]
             images = np.stack([image for image, _ in items])
             labels = np.array([label for _, label in items], np.int32)
         if self._crop is None:
@@ -138,10 +137,13 @@ class TrainBatches(Sequence):
             "skipped": np.array(skipped, np.int64),
         }
 
-    def _read(self, record: int, position: int, skipped: list[int]) -> tuple[np.ndarray, int]:
+    def _read(self, position: int, skipped: list[int]) -> tuple[np.ndarray, int]:
         """The image for a position (augmented for "crop", else uint8 pixels) and its label."""
         count = len(self._source)
-        for _ in range(min(count, 100)):
+        places = permutation(count, self._seed, position // self._repeats // count)
+        first = position // self._repeats % count
+        for further in range(min(count, 100)):
+            record = int(places[(first + further) % count])
             try:
                 item = self._source[record]
                 if self._crop is None:
@@ -150,9 +152,6 @@ class TrainBatches(Sequence):
                 return self._crop(picture, np.random.default_rng((self._seed, 1, position))), item["label"]
             except (BadImage, OSError):
                 skipped.append(record)
-            epoch = position // self._repeats // count
-            places = permutation(count, self._seed, epoch)
-            record = int(places[(int(np.flatnonzero(places == record)[0]) + 1) % count])
         raise SlimError(
             f"{len(skipped)} images in a row of {self._source.name}/{self._source.split} cannot be read, "
             f"the last one {record_name(self._source, skipped[-1])}"

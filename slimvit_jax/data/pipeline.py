@@ -74,8 +74,8 @@ class TrainIterator(grain.DatasetIterator):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass over the source, at least 1."""
-        return max(1, len(self._source) * self._identity["repeats"] // self._shard.size // self._identity["repeats"])
+        """Whole batches in as many images as the source has, at least 1."""
+        return max(1, len(self._source) // self._shard.size)
 
     @property
     def local_batch_size(self) -> int:

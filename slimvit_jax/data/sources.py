@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from slimvit_jax.data.decode import BadImage
 from slimvit_jax.errors import SlimError, unknown
 
 SPLIT_SYNONYMS = {"validation": ("val", "valid", "test"), "test": ("validation", "val"), "val": ("validation", "test")}
@@ -138,9 +139,13 @@ class TfdsSource(Source):
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._data[index]
+        name = f"{self.name}/{self.split}[{index}]"
+        try:
+            record = self._data[index]
+        except Exception as error:  # the ArrayRecord reader raises RuntimeError and others on damaged files
+            raise BadImage(f"cannot read {name}: {str(error).splitlines()[0][:200]}") from error
         image, label = self._keys
-        return self.record(record[image], int(record[label]), f"{self.name}/{self.split}[{index}]")
+        return self.record(record[image], int(record[label]), name)
 
 
 def _open_digits(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> Source:

@@ -12,11 +12,13 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 TEST_RECORDS = 360
 
@@ -92,6 +94,18 @@ class Digits8x8(tfds.core.GeneratorBasedBuilder):
             yield int(record), {"image": _png(images[record]), "label": int(labels[record]), "id": int(record)}
 
 
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Silences tfds, which announces itself, draws three progress bars and warns of its own half-written folder."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
     """Returns the prepared builder under `data_dir`, preparing it first (about a second) where it is not there.
 
@@ -105,8 +119,7 @@ def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
     data_dir.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=".preparing-", dir=data_dir)
     try:
-        # tfds announces itself and draws three progress bars for a second's work
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with _quiet_tfds():
             Digits8x8(data_dir=scratch, file_format="array_record").download_and_prepare()
         target = Path(builder.data_path)
         target.parent.mkdir(parents=True, exist_ok=True)
