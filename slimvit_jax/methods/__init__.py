@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from slimvit_jax.methods.ats import ATS
 from slimvit_jax.methods.avit import AViT
+from slimvit_jax.methods.dpcknn import DPCKNN
 from slimvit_jax.methods.dynamicvit import DynamicViT
 from slimvit_jax.methods.evit import EViT
+from slimvit_jax.methods.kmedoids import KMedoids
+from slimvit_jax.methods.evo import Evo
 from slimvit_jax.methods.life_regression import LifeRegression
+from slimvit_jax.methods.patchmerger import PatchMerger
 from slimvit_jax.methods.random import Random
+from slimvit_jax.methods.sinkhorn import Sinkhorn
 from slimvit_jax.methods.sit import SiT
 from slimvit_jax.methods.tome import ToMe
 from slimvit_jax.methods.topk import TopK
@@ -16,14 +22,36 @@ METHODS: dict[str, type[Slimming]] = {
     cls.method: cls
     for cls in (
         LifeRegression,
+        ATS,
         AViT,
+        DPCKNN,
         DynamicViT,
         EViT,
+        Evo,
+        KMedoids,
+        PatchMerger,
         Random,
+        Sinkhorn,
         SiT,
         ToMe,
         TopK,
     )
 }
 
-__all__ = ["METHODS", "AViT", "DynamicViT", "EViT", "Random", "SiT", "ToMe", "TopK", "LifeRegression", "Slimming"]
+__all__ = [
+    "ATS",
+    "AViT",
+    "DPCKNN",
+    "DynamicViT",
+    "EViT",
+    "KMedoids",
+    "LifeRegression",
+    "METHODS",
+    "PatchMerger",
+    "Random",
+    "SiT",
+    "Sinkhorn",
+    "Slimming",
+    "ToMe",
+    "TopK",
+]

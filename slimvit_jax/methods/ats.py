@@ -1,0 +1,115 @@
+"""ATS (Fayyaz et al. 2022, "Adaptive Token Sampling for Efficient Vision Transformers"): each image its own number."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.ops import cluster
+from slimvit_jax.plan import Geometry, Plan, absolute_counts, check_keep_rate, check_locations
+from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+#: Log weight of a padded key: far below any logit, and finite in float16 too.
+PADDED = -3e4
+
+
+class ATS(Slimming, kw_only=True):
+    """Inside a location patches are drawn at evenly spaced quantiles of their significance; repeated draws cost none.
+
+        s_i   = sum_h softmax(q_cls K^T / sqrt(d))_hi |v_hi|,   cdf_i = sum_{j <= i} s_j / (sum_j s_j + 1e-6)
+        drawn = for q = 1/2K, 3/2K, ... the patch of nearest cdf_i,   K = int(r^k N) + 1 at the k-th location
+        kept  = the distinct ones, in raster order
+
+    "At layer t" means inside layer t: between its attention and its MLP, with official file models/ats.py
+    (TokenReduction) and its blocks 3, 6, 9 for the locations (4, 7, 10). There only the query rows drawn are computed;
+    a row does not depend on the others, so dropping it afterwards is the same.
+
+    An image keeps at most K - 1 patches (K for the few K where the float range of quantiles is one longer). The
+    release pads a batch to its longest sample; here every batch has the static maximum, the rest of the rows being
+    dropped patches that no later layer attends to. `aux.kept` has -1 there. Deviation: the release raises the cdf of
+    padded rows by 0.1, so that they are (practically) never drawn again; here they never are. So results do not depend
+    on the padded length, hence not on the other images of a batch, and otherwise equal the release's.
+
+    Prefix tokens beside the class token are always kept and take no part. Training draws as inference does, without
+    gradient through the draw. Imposed scores replace s; negative ones count as 0. Keeping everything is not possible:
+    repeated draws drop something at keep_rate 1 too. Cost per location: (P + n) D for the class token's row and n D
+    for the norms; as shapes are static an easy image is not faster than a hard one. When: as a baseline for adaptive
+    budgets; `aux.kept` says how many tokens an image asked for.
+
+    Attributes:
+      keep_rate: share drawn at most at each location, of what the location before drew at most; a float or one each.
+      locations: 1-based layers inside which patches are dropped.
+    """
+
+    method = "ats"
+    needs_class_token = True
+    keep_all_is_dense: ClassVar[bool] = False
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+
+    def check_options(self) -> None:
+        check_keep_rate(self.keep_rate, check_locations(self.locations))
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        check_locations(self.locations, geometry.depth)
+
+    @property
+    def points(self) -> dict[int, np.ndarray]:
+        """Location to the quantiles drawn there."""
+        rates = check_keep_rate(self.keep_rate, self.locations)
+        most = absolute_counts(self.bound.num_patches, rates)
+        return {layer: cluster.quantiles(m + 1) for layer, m in zip(self.locations, most, strict=True)}
+
+    @property
+    def plan(self) -> Plan:
+        counts, left = [], self.bound.num_patches
+        for points in self.points.values():
+            left = min(left, len(points))
+            counts.append(left)
+        return Plan.drop(self.bound, self.locations, counts, "inside")
+
+    def extra_flops(self) -> dict[int, int]:
+        dim, prefix, plan = self.bound.dim, self.bound.prefix_tokens, self.plan
+        return {t: (prefix + 2 * plan.attention[t - 1]) * dim for t in self.locations}
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        return ("class_attention", "values") if layer in self.locations else ()
+
+    def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
+        if layer not in self.locations:
+            return tokens
+        attention = probe["class_attention"][:, :, tokens.prefix :]
+        norms = jnp.linalg.norm(probe["values"][:, tokens.prefix :].astype(jnp.float32), axis=-1)
+        score = jnp.einsum("bhn,bnh->bn", attention, norms)
+        score = jnp.maximum(ranking(tokens, jax.lax.stop_gradient(score)), 0.0)
+        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
+            tokens = tokens.remember(scores=score)
+        there = self._there(tokens)
+        score = jnp.where(there, score, 0.0)
+        cdf = jnp.cumsum(score / (score.sum(axis=1, keepdims=True) + 1e-6), axis=1)
+        before = tokens.n
+        index, drawn = cluster.sample_by_quantiles(cdf, self.points[layer], there, self.plan.mlp[layer - 1])
+        tokens = tokens.take(index)
+        tokens = tokens.replace(
+            origin=jnp.where(drawn, tokens.origin, -1),
+            log_weight=tokens.per_token(jnp.where(drawn, 0.0, PADDED), 0.0),
+        )
+        # As many rows as before, though some are padding now: the encoder would not note it.
+        return tokens if tokens.n < before else tokens.replace(kept=(*tokens.kept, tokens.origin))
+
+    def _there(self, tokens: Tokens) -> Array:
+        """(B, n) bool: not padding."""
+        return tokens.origin >= 0
+
+    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        there = self._there(tokens).astype(jnp.float32)
+        return there / there.sum(axis=1, keepdims=True)

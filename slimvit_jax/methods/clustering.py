@@ -1,0 +1,55 @@
+"""What the methods share that put a smaller set of tokens in front of some layers."""
+
+from __future__ import annotations
+
+import jax
+
+from slimvit_jax.plan import Geometry, Plan, absolute_counts, check_keep_rate, check_locations
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class Clustering(Slimming, kw_only=True):
+    """In front of the k-th location the patch tokens become int(r^k N) others; prefix tokens pass by.
+
+    Attributes:
+      keep_rate: share left at each location of what the location before left; a float or one per location.
+      locations: 1-based layers in front of which this happens.
+    """
+
+    keep_rate: float | tuple[float, ...] = 0.7
+    locations: tuple[int, ...] = (4, 7, 10)
+
+    def check_options(self) -> None:
+        check_keep_rate(self.keep_rate, check_locations(self.locations))
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        check_locations(self.locations, geometry.depth)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patch tokens left at every location."""
+        return absolute_counts(self.bound.num_patches, check_keep_rate(self.keep_rate, self.locations))
+
+    @property
+    def before_and_after(self) -> dict[int, tuple[int, int]]:
+        """Location to (patch tokens before, patch tokens after)."""
+        counts = self.counts
+        return dict(zip(self.locations, zip((self.bound.num_patches, *counts), counts, strict=False), strict=True))
+
+    @property
+    def plan(self) -> Plan:
+        return Plan.drop(self.bound, self.locations, self.counts, "before")
+
+    def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
+        if layer not in self.locations:
+            return tokens
+        stage = self.locations.index(layer)
+        return self.reduce(tokens, stage, self.counts[stage], train)
+
+    def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
+        """The tokens with `count` patch tokens, at the location numbered `stage` from 0."""
+        raise NotImplementedError
