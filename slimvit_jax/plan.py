@@ -24,6 +24,7 @@ class Geometry:
       heads: attention heads per layer.
       prefix_tokens: class, distillation and register tokens in front of the patches; never dropped.
       class_token: whether the first prefix token is a class token.
+      num_classes: of the head; 0 for none.
     """
 
     grid: tuple[int, int]
@@ -32,6 +33,7 @@ class Geometry:
     heads: int
     prefix_tokens: int = 1
     class_token: bool = True
+    num_classes: int = 0
 
     @property
     def num_patches(self) -> int:

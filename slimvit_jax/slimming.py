@@ -12,6 +12,7 @@ and once, at the end, `tokens = method.finish(tokens, train)`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -41,6 +42,8 @@ class Slimming(nn.Module, kw_only=True):
     needs_class_token: ClassVar[bool] = False
     #: Inference with keep_rate=1 computes what the dense model computes, up to rounding.
     keep_all_is_dense: ClassVar[bool] = True
+    #: The head reads the mean of all patch tokens, normalised after the mean, whatever the model's own pooling.
+    pools_patches: ClassVar[bool] = False
     #: The training losses compare with a frozen dense model.
     needs_teacher: ClassVar[bool] = False
     #: The method's default weight of each loss.
@@ -158,7 +161,17 @@ class Slimming(nn.Module, kw_only=True):
         """
         return {"classification": loss_functions.classification(logits, aux.taps, labels)}
 
+    # Official weights --------------------------------------------------------------------------------------------
+
+    def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state dict under the names of the method's release, renamed to timm's; others unchanged."""
+        return state
+
+    def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `from_official` for a state dict of this model."""
+        return state
+
     def options(self) -> dict[str, Any]:
         """The options as a plain dict, without the binding."""
         skip = {"geometry", "parent", "name"}
-        return {field: getattr(self, field) for field in self.__dataclass_fields__ if field not in skip}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in skip}

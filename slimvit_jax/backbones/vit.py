@@ -130,6 +130,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             heads=get("num_heads"),
             prefix_tokens=int(get("class_token")) + int(get("distilled")) + get("reg_tokens"),
             class_token=get("class_token"),
+            num_classes=get("num_classes"),
         )
 
     @property
@@ -216,9 +217,11 @@ class VisionTransformer(nn.Module, kw_only=True):
                 raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
             tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
         tokens = encode(self.blocks, self.slim, tokens, path, record_tokens)
+        mean = self._mean(tokens, train) if self.slim.pools_patches else None
         if not self._norm_after_pooling:
             tokens = tokens.replace(x=self.norm(tokens.x))
-        logits, taps = self._classify(tokens, train)
+            mean = None if mean is None else self.norm(mean)
+        logits, taps = self._classify(tokens, mean, train)
         if not return_aux:
             return logits
         plan = self.slim.train_plan if path else self.slim.plan
@@ -261,13 +264,18 @@ class VisionTransformer(nn.Module, kw_only=True):
         names = [("cls_token", self.class_token), ("dist_token", self.distilled), ("reg_token", self.reg_tokens > 0)]
         return [(name, bool(there)) for name, there in names]
 
-    def _classify(self, tokens: Tokens, train: bool) -> tuple[Array, dict[str, Array]]:
-        if self.global_pool == "token":
+    def _mean(self, tokens: Tokens, train: bool) -> Array:
+        weights = self.slim.pooling_weights(tokens, train)
+        patches = tokens.patches.astype(jnp.float32)
+        return patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
+
+    def _classify(self, tokens: Tokens, mean: Array | None, train: bool) -> tuple[Array, dict[str, Array]]:
+        if mean is not None:
+            pooled = mean
+        elif self.global_pool == "token":
             pooled = tokens.x[:, 0]
         else:
-            weights = self.slim.pooling_weights(tokens, train)
-            patches = tokens.patches.astype(jnp.float32)
-            pooled = patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
+            pooled = self._mean(tokens, train)
         if self._norm_after_pooling:
             pooled = self.fc_norm_layer(pooled)
         pooled = self.head_drop(pooled, deterministic=not train)
