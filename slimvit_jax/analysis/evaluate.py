@@ -268,3 +268,10 @@ def count_parameters(model: Any) -> int:
     images = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def probabilities(logits: Any) -> np.ndarray:
+    """(B, classes) softmax of logits, float64."""
+    logits = np.asarray(logits, np.float64)
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)

@@ -135,6 +135,7 @@ def draw_lives(
     life_range: tuple[float, float] | None = None,
     token_counts: Sequence[int] = (),
     titles: Sequence[str] = (),
+    score_name: str = "life",
 ) -> Path:
     """The paper's Fig. 4, one row per image: the image, the life of every patch, and what is kept after each drop.
 
@@ -147,6 +148,7 @@ def draw_lives(
       life_range: lives are shown clamped to it, as in the paper: (t_base, T).
       token_counts: patches of each layer, to say from which layer a drop acts.
       titles: one per image.
+      score_name: what the scores are called, if they are no lives.
     """
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         columns = 1 + (lives is not None) + len(kept)
@@ -176,10 +178,10 @@ def draw_lives(
                 axis.spines[:].set_visible(False)
         if lives is not None:
             low, high = life_range or (float(lives.min()), float(lives.max()))
-            axes[0, 1].set_title(f"life, {low:g} to {high:g}", fontsize=9)
+            axes[0, 1].set_title(f"{score_name}, {low:.3g} to {high:.3g}", fontsize=9)
             bar = figure.colorbar(heat, ax=axes.ravel().tolist(), fraction=0.03, pad=0.01, shrink=0.8, aspect=30)
             bar.outline.set_visible(False)
-            bar.set_label("life (layer)")
+            bar.set_label("life (layer)" if score_name == "life" else score_name)
         for stage, indices in enumerate(kept):
             axes[0, columns - len(kept) + stage].set_title(_stage_title(stage, indices, grid, token_counts), fontsize=9)
         return _save(figure, path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +91,9 @@ def rate_list(text: str) -> tuple[float, ...]:
         rates = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SlimError(f"keep rate {text!r} is not a number in (0, 1], nor a comma-separated list of them") from None
-    return check_keep_rate(rates, rates)
+    for rate in rates:
+        check_keep_rate(rate)
+    return rates
 
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -110,24 +114,21 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A model to look at. `variables` is None until `load` has read the weights (the slow part, done after all checks)."""
+    """A model to look at. Its weights are read by `load`, the slow part, after everything else has been checked."""
 
     model: Any
     title: str
     weights: str
     preprocess: Preprocess
-    class_names: tuple[str, ...] = ()
     config: Any = None  # of the training run, where it is one
-    stage_variables: Any = None  # from the run
     init_missing: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()  # names of parameters in the file that the model has no place for
 
     def load(self) -> Any:
         """The variables; a SlimError if the file is missing, damaged or of another model."""
-        if self.stage_variables is not None:
-            return self.stage_variables
         from slimvit_jax.convert.io import load
 
-        return load(self.model, self.weights, init_missing=self.init_missing)
+        return load(self.model, self.weights, init_missing=self.init_missing, ignore=self.ignore)
 
 
 def open_target(args: argparse.Namespace) -> Target:
@@ -162,7 +163,8 @@ def preprocess_of(args: argparse.Namespace, name: str, model: Any, given: Prepro
                 fields |= {"mean": (sum(own.mean) / 3,), "std": (sum(own.std) / 3,)}
         given = Preprocess(img_size=model.img_size, in_chans=model.in_chans, **fields)
     changes = {key: getattr(args, key, None) for key in ("mean", "std", "interpolation", "crop_pct")}
-    return given.replace(**{key: value for key, value in changes.items() if value is not None})
+    changes = {key: value for key, value in changes.items() if value is not None}
+    return given.replace(img_size=model.img_size, **changes)
 
 
 def _from_run(args: argparse.Namespace) -> Target:
@@ -190,6 +192,27 @@ def open_source(args: argparse.Namespace, target: Target) -> Source:
             f"{source.name} has {source.num_classes} classes, the model {target.model.num_classes}; other data or other weights"
         )
     return source
+
+
+def class_names(args: argparse.Namespace, target: Target) -> tuple[str, ...]:
+    """Names of the classes: lines of the file --classes, or those of the run's data; empty where nobody knows them."""
+    from slimvit_jax import data
+
+    if args.classes:
+        path = Path(args.classes)
+        if not path.is_file():
+            raise SlimError(f"no file of class names {args.classes!r}")
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+        if len(names) != target.model.num_classes:
+            raise SlimError(f"{path} has {len(names)} lines, the model {target.model.num_classes} classes")
+        return names
+    if target.config is None:
+        return ()
+    own = target.config.data
+    try:
+        return data.open_source(own.name, own.eval_split, own.data_dir or None, **own.options).class_names
+    except SlimError:  # the run's data are not on this machine; class numbers will do
+        return ()
 
 
 def read_images(files: list[str], preprocess: Preprocess) -> np.ndarray:
@@ -234,3 +257,19 @@ def show(*parts: Any) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
     console.print(*parts)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error over `total` images; yields a function of the number done so far.
+
+    Shows images/s and the time left. Nothing is drawn where standard error is no terminal.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, unit=" images", leave=False, disable=None) as bar:
+
+        def advance(done: int) -> None:
+            bar.update(min(done, total) - bar.n)
+
+        yield advance

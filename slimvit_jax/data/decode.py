@@ -8,12 +8,12 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from slimvit_jax.errors import SlimError
 
 # Only plain raster formats: some of Pillow's readers start other programs (EPS) or are rarely exercised.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -56,6 +56,8 @@ def decode(
             if at_least is not None:
                 picture.draft(None, (at_least, at_least))
             return picture.convert(mode)
+    except UnidentifiedImageError as error:
+        raise BadImage(f"cannot read {name}: it is no image of a known kind ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's readers raise a dozen kinds on damaged bytes
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot read {name}: {reason.splitlines()[0][:200]}") from error

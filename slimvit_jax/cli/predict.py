@@ -1,0 +1,90 @@
+"""`python -m slimvit_jax predict IMAGE...`: the classes of image files, and a picture of the lives of their patches."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from slimvit_jax.cli import common
+from slimvit_jax.errors import SlimError
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the `predict` command."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="classify image files and draw the lives of their patches",
+        description="Prints the most probable classes of image files; with --out, draws what the model keeps of them.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    common.add_model_arguments(parser)
+    common.add_preprocess_arguments(parser)
+    parser.add_argument("--top", type=common.positive, default=5, metavar="K", help="classes to print per image")
+    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--out", metavar="DIR", default="predictions", help="where the pictures go (default: %(default)s)")
+    parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints one row per image and class, and writes one picture per image if the method drops patches."""
+    target = common.open_target(args)
+    model = target.model
+    if not model.num_classes:
+        raise SlimError(f"{target.title} has no classifier (num_classes=0); give weights with one and --set num_classes=N")
+    pixels = common.read_images(args.images, target.preprocess)
+    names = common.class_names(args, target)
+    variables = target.load()
+    folder = None if args.no_pictures else common.writable_folder(args.out)
+
+    import numpy as np
+
+    from slimvit_jax.analysis.evaluate import Inference, probabilities
+    from slimvit_jax.analysis.pictures import picture_lives
+
+    inference = Inference(model, variables)
+    rows = []
+    pictures = _names(args.images)
+    for place, file in enumerate(args.images):
+        # one by one, so that any number of files needs one compilation and the memory of one image
+        outputs = inference(target.preprocess.normalise(pixels[place : place + 1]))
+        share = probabilities(outputs.logits)[0]
+        best = np.argsort(-share, kind="stable")[: args.top]
+        label = lambda c: names[c] if names else f"class {c}"
+        top = [{"class": int(c), "name": label(c), "probability": float(share[c])} for c in best]
+        row: dict[str, Any] = {"image": file, "top": top, "picture": None}
+        if folder is not None and outputs.kept:
+            caption = f"{Path(file).name}: {top[0]['name']}, {100 * top[0]['probability']:.0f} %"
+            path = folder / f"{pictures[place]}.png"
+            picture_lives(path, model, outputs, pixels[place : place + 1], [caption])
+            row["picture"] = str(path)
+        rows.append(row)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    table = common.table("image", "class", "probability", "picture")
+    for row in rows:
+        for place, top in enumerate(row["top"]):
+            first = place == 0
+            table.add_row(
+                row["image"] if first else "", top["name"], f"{100 * top['probability']:.1f} %", row["picture"] if first else ""
+            )
+    common.show(table)
+    if folder is not None and not any(row["picture"] for row in rows):
+        print(f"no pictures: {model.slim.method} drops no patches at these settings")
+    return 0
+
+
+def _names(files: list[str]) -> list[str]:
+    """One distinct file stem for each image; files of the same name in other folders get a number."""
+    names: list[str] = []
+    for file in files:
+        stem, number = Path(file).stem, 1
+        while (name := stem if number == 1 else f"{stem}_{number}") in names:
+            number += 1
+        names.append(name)
+    return names
