@@ -1,0 +1,23 @@
+"""Training: configs, stages, one pure step, checkpoints, and the folder a run leaves behind."""
+
+from slimvit_jax.training.build import build_model, build_preprocess, build_source, eval_data
+from slimvit_jax.training.config import default_config, load_config, parse_overrides, stage_defaults, validate
+from slimvit_jax.training.loop import NotFinite, Stopped
+from slimvit_jax.training.run import RunResult, load_run, run
+
+__all__ = [
+    "NotFinite",
+    "RunResult",
+    "Stopped",
+    "build_model",
+    "build_preprocess",
+    "build_source",
+    "default_config",
+    "eval_data",
+    "load_config",
+    "load_run",
+    "parse_overrides",
+    "run",
+    "stage_defaults",
+    "validate",
+]

@@ -1,0 +1,194 @@
+"""From a config to models, data and stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from slimvit_jax import data
+from slimvit_jax.build import create_model
+from slimvit_jax.convert import load
+from slimvit_jax.data.mixup import MixupConfig
+from slimvit_jax.errors import SlimError
+from slimvit_jax.models import HALF, NAMED, preprocess_for
+from slimvit_jax.training import optim, step
+from slimvit_jax.training.devices import check_batch, state_shardings
+
+
+def build_model(config: Any, slimmed: bool = True, stage: str = "", **method_options: Any) -> Any:
+    """The config's model.
+
+    Args:
+      config: validated.
+      slimmed: with the method; else the dense model.
+      stage: apply this stage's model_options and method_options too.
+      **method_options: on top of all, e.g. keep_rate=0.5.
+    """
+    options = config.model.options.to_dict()
+    extra = config.stages[stage].to_dict() if stage else {}
+    options |= extra.get("model_options", {})
+    if not slimmed or not config.method.name:
+        return create_model(config.model.name, **options)
+    chosen = config.method.options.to_dict() | extra.get("method_options", {}) | method_options
+    if "keep_rate" in method_options:
+        chosen.pop("budgets", None)
+    return create_model(config.model.name, method=config.method.name, **options, **chosen)
+
+
+def build_preprocess(config: Any) -> data.Preprocess:
+    """How images are prepared: timm's way for a named model, [-1, 1] without a crop for others; the config on top."""
+    model = build_model(config, slimmed=False)
+    if config.model.name in NAMED:
+        own: Any = preprocess_for(config.model.name)
+        fields = {"mean": own.mean, "std": own.std, "interpolation": own.interpolation, "crop_pct": own.crop_pct}
+    else:
+        fields = {"mean": HALF[:1], "std": HALF[:1], "interpolation": "bicubic", "crop_pct": 1.0}
+    fields |= {key: value for key, value in config.preprocess.to_dict().items() if value}
+    return data.Preprocess(img_size=model.img_size, in_chans=model.in_chans, **fields)
+
+
+def build_source(config: Any, split: str) -> data.Source:
+    """The images of a split, checked against the model's number of classes."""
+    fields = config.data
+    source = data.open_source(fields.name, split, fields.data_dir or None, **fields.options.to_dict())
+    model = build_model(config, slimmed=False)
+    if source.num_classes > model.num_classes:
+        raise SlimError(
+            f"data {fields.name!r} has {source.num_classes} classes, but the model has {model.num_classes};"
+            " set config.model.options.num_classes"
+        )
+    return source
+
+
+def build_augment(config: Any, stage: Any) -> data.Augment:
+    """The stage's augmentation."""
+    if not stage.augment:
+        return data.Augment()
+    fields = config.augment.to_dict()
+    return data.Augment(**fields | {key: fields[key] or None for key in ("randaugment", "interpolation")})
+
+
+def train_data(config: Any, stage: Any, index: int, source: data.Source) -> data.TrainIterator:
+    """Endless training batches of stage number `index`; every stage shuffles by its own seed."""
+    fields = config.data
+    return data.train_iterator(
+        source,
+        preprocess=build_preprocess(config),
+        augment=build_augment(config, stage),
+        seed=config.seed * 1000 + index,
+        batch_size=fields.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=fields.num_workers,
+        repeats=fields.repeats,
+        max_bad=fields.max_bad or None,
+    )
+
+
+def eval_data(config: Any, source: data.Source | None = None, batch_size: int | None = None) -> Any:
+    """Batches of the evaluation split in which every image counts once."""
+    return data.eval_batches(
+        build_source(config, config.data.eval_split) if source is None else source,
+        preprocess=build_preprocess(config),
+        batch_size=batch_size or config.eval.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data.num_workers,
+        multiple_of=jax.local_device_count(),
+    )
+
+
+def init_variables(model: Any, seed: int, shardings: Any = None) -> Any:
+    """Fresh variables, compiled so that the forward pass that shapes them is never run."""
+    image = np.zeros((1, *model.img_size, model.in_chans), np.float32)
+    return jax.jit(lambda key: model.init(key, image), out_shardings=shardings)(jax.random.key(seed))
+
+
+def start_variables(config: Any, model: Any) -> Any:
+    """The weights training starts from: those of config.init.path, or fresh ones."""
+    if not config.init.path:
+        return init_variables(model, config.seed)
+    return load(model, config.init.path, **config.init.options.to_dict())
+
+
+def adopt(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """`fresh` with every leaf that `variables` has too: a dense model's weights under a method's new parameters."""
+    adopted = {}
+    for collection, tree in fresh.items():
+        have = optim.flat(variables.get(collection, {}))
+        adopted[collection] = optim.nested({path: have.get(path, leaf) for path, leaf in optim.flat(tree).items()})
+    return adopted
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage ready to run: what is compiled and what it starts from."""
+
+    name: str
+    index: int
+    config: Any
+    model: Any
+    teacher: Any
+    steps: int
+    steps_per_epoch: int
+    rate: optim.Schedule
+    optimizer: Any
+    options: step.StepOptions
+    key: Any
+
+    def state(self, variables: Mapping[str, Any], teacher: Any) -> step.TrainState:
+        """The state at the first step."""
+        return step.new_state(variables, self.config.trainable, self.optimizer, bool(self.config.ema), teacher)
+
+    def step_function(self) -> Any:
+        """The uncompiled train step."""
+        return step.make_train_step(
+            self.model, self.model.slim.losses, self.optimizer, self.rate, self.key, self.options, self.teacher
+        )
+
+    def compiled_step(self, mesh: Any, abstract: Any, batch: Any) -> Any:
+        """The step, compiled for states and batches of these shapes; it consumes the state it is given."""
+        shardings = state_shardings(mesh, abstract)
+        fitted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        jitted = jax.jit(self.step_function(), donate_argnums=0, out_shardings=(shardings, whole))
+        return jitted.lower(fitted, batch).compile()
+
+
+def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None) -> Stage:
+    """Everything about a stage that does not need its weights.
+
+    Raises:
+      SlimError: for what does not fit: unknown losses, parameters that do not exist, a batch that does not divide.
+    """
+    stage = config.stages[name]
+    index = list(config.schedule).index(name)
+    if mesh is not None:
+        check_batch(config.data.batch_size, mesh, stage.accumulate)
+    model = build_model(config, stage.slimmed, name)
+    weights = dict(model.slim.loss_weights)
+    for loss, weight in stage.loss_weights.items():
+        if loss not in weights:
+            raise SlimError(f"config.stages.{name}.loss_weights has {loss!r}; choices: {', '.join(sorted(weights))}")
+        weights[loss] = float(weight)
+    steps = stage.steps or max(1, round(stage.epochs * steps_per_epoch))
+    rate = optim.schedule(stage, steps, steps_per_epoch)
+    shapes = jax.eval_shape(lambda: init_variables(model, 0))
+    learning, _ = optim.select(shapes["params"], stage.trainable)
+    mixup = config.mixup.to_dict() if stage.mixup and (config.mixup.mixup or config.mixup.cutmix) else None
+    options = step.StepOptions(
+        loss_weights=weights,
+        label_smoothing=stage.label_smoothing,
+        mixup=MixupConfig(**mixup) if mixup else None,
+        accumulate=stage.accumulate,
+        ema=stage.ema,
+        update_statistics=any(not optim.is_method(path) for path in optim.flat(learning)),
+    )
+    optimizer = optim.make_optimizer(learning, stage, rate, model.geometry.depth, model.slim.learning_rate_scale)
+    teacher = build_model(config, slimmed=False) if model.slim.needs_teacher else None
+    key = jax.random.fold_in(jax.random.key(config.seed), index + 1)
+    return Stage(name, index, stage, model, teacher, steps, steps_per_epoch, rate, optimizer, options, key)

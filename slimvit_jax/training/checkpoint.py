@@ -1,0 +1,119 @@
+"""Checkpoints of a run: the train state, where the data stands, and a few plain facts, by Orbax, asynchronously."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+Say = Callable[..., None]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, named by the global step (over all stages).
+
+    Each holds `state` (the TrainState) and `meta`, JSON with the stage, its step, the global step and the data
+    iterator's state. A save that fails, as on a full disk, is reported and training goes on: the last good checkpoint
+    stays. One that cannot be read is reported, moved to corrupt/ beside the others, and the one before it is used.
+
+    Args:
+      directory: of the checkpoints; made if missing.
+      keep: how many to keep.
+      say: called as say(event, text, **facts) with what went wrong.
+    """
+
+    def __init__(self, directory: Path, keep: int, say: Say) -> None:
+        for name in ("absl", "orbax"):  # they tell of every file
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._directory, self._say = directory, say
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True, save_root_metadata=False
+        )
+        self._manager = ocp.CheckpointManager(directory, options=options, item_names=("state", "meta"))
+        self._last: int | None = None
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], wait: bool = False) -> bool:
+        """Starts a save; `wait` until it is on disk. False where it, or the one before it, failed.
+
+        The arrays are copied before this returns, so the next step may consume the state.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(self._last, error)
+        self._last = step
+        try:
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+            self._manager.save(step, args=arguments, force=True)
+            if wait:
+                self._manager.wait_until_finished()
+        except Exception as error:  # Orbax, tensorstore and the file system raise many kinds
+            self._failed(step, error)
+            return False
+        return True
+
+    def reached_preemption(self, step: int) -> bool:
+        """True at the step at which all processes of a distributed run shall save and stop."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def restore(self, stage: str, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest readable (state, meta) of a stage, or None.
+
+        Args:
+          stage: its name; checkpoints of other stages are left alone.
+          abstract: jax.ShapeDtypeStruct tree of the state with the shardings to restore it to.
+        """
+        for step in sorted(self._manager.all_steps(read=True), reverse=True):
+            meta = self._attempt(step, lambda step=step: self._restore(step, meta=ocp.args.JsonRestore()).meta)
+            if meta is None or meta.get("stage") != stage:
+                continue
+            restored = self._attempt(
+                step, lambda step=step: self._restore(step, state=ocp.args.StandardRestore(abstract)).state
+            )
+            if restored is not None:
+                return restored, meta
+        return None
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _attempt(self, step: int, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            self._say(
+                "checkpoint_corrupt",
+                f"checkpoint {step} cannot be read ({first}); using the one before it",
+                step=step,
+            )
+            if jax.process_index() == 0:
+                aside = self._directory.with_name("corrupt")
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                shutil.move(str(self._directory / str(step)), str(aside / str(step)))
+            self._manager.reload()
+            return None
+
+    def _failed(self, step: int | None, error: Exception) -> None:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        good = [s for s in self._manager.all_steps(read=True) if s != step]
+        kept = f"the last good one is {max(good)}" if good else "there is none before it"
+        self._say("checkpoint_failed", f"checkpoint {step} could not be saved ({first}); {kept}", step=step)
+        if step is not None:  # what lies there is not whole
+            for left in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failed(self._last, error)
+        self._manager.close()

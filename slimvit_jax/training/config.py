@@ -1,0 +1,312 @@
+"""What can be configured: every field with its default, and the check that refuses anything else.
+
+A config is an ml_collections.ConfigDict. A file under configs/ defines `get_config()`, starts from `default_config()`
+and says only what differs. Sub-dicts named in FREE take any keys: they go as keywords to create_model, slim.load or
+open_source, which check them. Everything else is checked here against the defaults, name by name and type by type.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.training import checks
+
+#: Fields that hold keywords for somebody else.
+FREE = ("model.options", "method.options", "init.options", "data.options", "model_options", "method_options",
+        "loss_weights")  # fmt: skip
+
+#: Fields that may differ between the runs of one workdir: they do not change what is trained.
+HARMLESS = ("log", "checkpoint", "profile", "report", "eval", "mesh", "dist", "cache_dir", "data.data_dir",
+            "data.num_workers")  # fmt: skip
+
+
+def stage_defaults() -> ConfigDict:
+    """One stage of training: who learns, for how long, how fast, by which losses."""
+    return ConfigDict(
+        {
+            "slimmed": True,  # False: the dense model, without the method
+            "trainable": "all",  # "all", "backbone", "method", or regular expressions over parameter paths
+            "epochs": 1.0,
+            "steps": 0,  # > 0: instead of epochs
+            "lr": {"backbone": 1e-3, "method": 0.0},  # method 0: the backbone's times the method's own factor
+            "lr_scale": (),  # ((regular expression, factor), ...), the first match counts
+            "layer_decay": 1.0,  # learning rate factor per layer, downwards
+            "lr_schedule": "cosine",  # or "constant", both after the warm-up
+            "warmup_epochs": 0.0,
+            "final_lr": 0.0,  # of the cosine, relative to its peak
+            "weight_decay": 0.05,
+            "no_decay": (r".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed)",),  # beside all 1-d ones
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "clip_norm": 0.0,  # 0: off
+            "accumulate": 1,  # micro-batches per step
+            "ema": 0.0,  # decay of the average of the weights that are stored; 0: off
+            "label_smoothing": 0.0,
+            "augment": True,  # False: the stage trains on images prepared as for evaluation
+            "mixup": True,  # False: no mixup and no cutmix in this stage
+            "model_options": {},  # on top of model.options, e.g. drop_path_rate
+            "method_options": {},  # on top of method.options, e.g. keep_rate or budgets
+            "loss_weights": {},  # on top of the method's own
+        }
+    )
+
+
+def default_config() -> ConfigDict:
+    """Every field with its default."""
+    return ConfigDict(
+        {
+            "name": "run",
+            "seed": 0,
+            "model": {"name": "vit", "options": {}},
+            "method": {"name": "life_regression", "options": {}},
+            "init": {"path": "", "options": {}},  # weights to start from: a file or "hf-hub:timm/NAME"
+            "data": {
+                "name": "digits",
+                "train_split": "train",
+                "eval_split": "test",
+                "data_dir": "",
+                "batch_size": 64,  # over all devices
+                "num_workers": 0,
+                "repeats": 1,  # repeated augmentation
+                "max_bad": 0,  # images that may be skipped as unreadable; 0: the pipeline's own limit
+                "options": {},
+            },
+            "preprocess": {"mean": (), "std": (), "interpolation": "", "crop_pct": 0.0},  # empty: the model's own
+            "augment": {
+                "kind": "none",
+                "interpolation": "",
+                "crop_scale": (0.08, 1.0),
+                "crop_ratio": (3 / 4, 4 / 3),
+                "hflip": 0.0,
+                "color_jitter": 0.0,
+                "randaugment": "",
+                "erase_prob": 0.0,
+                "erase_mode": "pixel",
+                "shift": 0.0,
+                "rotate": 0.0,
+                "scale": 0.0,
+            },
+            "mixup": {"mixup": 0.0, "cutmix": 0.0, "prob": 1.0, "switch_prob": 0.5},
+            "schedule": (),  # stages in order, each a key of `stages`
+            "stages": {},
+            "eval": {"every_epochs": 0.0, "batch_size": 64, "keep_rates": (0.9, 0.8, 0.7, 0.5)},
+            "report": {"enabled": True, "images": 4, "seeds": 5, "batch_size": 64},
+            "log": {"every_steps": 10, "tensorboard": True},
+            "checkpoint": {"every_steps": 500, "keep": 2},
+            "mesh": {"fsdp": 1, "cpu_devices": 0},  # cpu_devices 0: as the environment says
+            "profile": {"steps": 0, "start": 10},  # a trace of this many steps, from this step of each stage on
+            "cache_dir": "~/.cache/slimvit_jax/xla",  # compiled programs; "": none
+            "dist": {"mode": "auto", "coordinator": "", "num_processes": 0, "process_id": -1},
+        }
+    )
+
+
+def add_stage(config: ConfigDict, name: str, **fields: Any) -> ConfigDict:
+    """Appends a stage; sub-dicts (`lr`, `model_options`, ...) are given as dicts. Returns the stage."""
+    stage = stage_defaults()
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and isinstance(stage.get(key), ConfigDict):
+            stage[key].update(value)
+        else:
+            stage[key] = value
+    config.stages[name] = stage
+    config.schedule = (*config.schedule, name)
+    return stage
+
+
+def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
+    """Runs `get_config()` of a Python file, applies (dotted field, text) overrides and validates.
+
+    Raises:
+      SlimError: no such file, a file that fails, an unknown field, a wrong type or value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise SlimError(f"no config file {str(path)!r}; in {str(path.parent)!r}: {', '.join(near) or 'none'}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except SlimError:
+        raise
+    except Exception as error:
+        line = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
+        )
+        where = f"{path}, line {getattr(error, 'lineno', None) or line}"
+        raise SlimError(
+            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise SlimError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    for field, text in overrides:
+        override(config, field, text)
+    return validate(config)
+
+
+def parse_overrides(arguments: Iterable[str]) -> list[tuple[str, str]]:
+    """["--config.a.b=1", "--config.c", "2"] to [("a.b", "1"), ("c", "2")]; anything else is a SlimError."""
+    pairs: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--config."):
+            raise SlimError(
+                f"unknown argument {argument!r}; choices: --config=FILE, --workdir=DIR, --config.FIELD=VALUE"
+            )
+        field, equals, text = argument[len("--config.") :].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise SlimError(f"{argument} needs a value: {argument}=VALUE")
+            text = rest.pop(0)
+        pairs.append((field, text))
+    return pairs
+
+
+def override(config: ConfigDict, field: str, text: str) -> None:
+    """Sets one dotted field from its text. A string field takes the text as it is, others a Python literal."""
+    *parents, last = field.split(".")
+    holder: Any = config
+    reference = _reference(config)
+    path = ""
+    for part in parents:
+        if not isinstance(holder, ConfigDict) or part not in holder:
+            raise _unknown_field(f"{path}{part}", reference if not path else _at(reference, path[:-1]))
+        holder, path = holder[part], f"{path}{part}."
+    free = _is_free(path[:-1])
+    if not isinstance(holder, ConfigDict) or (last not in holder and not free):
+        raise _unknown_field(field, _at(reference, path[:-1]))
+    if isinstance(holder.get(last), ConfigDict):
+        raise SlimError(f"config field {field!r} is a group; set one of its fields: {', '.join(holder[last].keys())}")
+    default = None if free else _at(reference, field)
+    with holder.ignore_type():
+        holder[last] = _literal(field, text, default)
+
+
+def _literal(field: str, text: str, default: Any) -> Any:
+    if isinstance(default, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, str) and not isinstance(value, (str, tuple, list)):
+        return text
+    if isinstance(default, tuple) and not isinstance(value, (tuple, list)):
+        value = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """Checks names, types and values; returns a config with integers made floats where floats are due.
+
+    Raises:
+      SlimError: naming the first wrong field, its value and the choices.
+    """
+    _check_group(config, _reference(config), "")
+    checks.check_values(config)
+    return config
+
+
+def _reference(config: ConfigDict) -> dict[str, Any]:
+    reference = default_config().to_dict()
+    stages = config.get("stages")
+    names = list(stages.keys()) if isinstance(stages, ConfigDict) else []
+    reference["stages"] = {name: stage_defaults().to_dict() for name in names}
+    return reference
+
+
+def _at(reference: dict[str, Any], path: str) -> Any:
+    for part in path.split(".") if path else ():
+        reference = reference[part]
+    return reference
+
+
+def _is_free(path: str) -> bool:
+    return path in FREE or (path.startswith("stages.") and path.rsplit(".", 1)[-1] in FREE)
+
+
+def _unknown_field(field: str, siblings: Any) -> SlimError:
+    parent, _, name = field.rpartition(".")
+    if not isinstance(siblings, dict):
+        return SlimError(f"config field {parent!r} is a value and has no field {name!r}")
+    return unknown(f"field of config.{parent}" if parent else "config field", name, siblings)
+
+
+def _check_group(group: ConfigDict, reference: dict[str, Any], path: str) -> None:
+    for key in group.keys():
+        if key not in reference:
+            raise _unknown_field(f"{path}{key}", reference)
+    for key, default in reference.items():
+        field = f"{path}{key}"
+        if key not in group:
+            raise SlimError(f"config field {field!r} is missing; its default is {default!r}")
+        value = group[key]
+        if isinstance(default, dict):
+            if not isinstance(value, ConfigDict):
+                raise SlimError(f"config field {field!r} is {value!r}; it must be a group of fields")
+            if not _is_free(field):
+                _check_group(value, default, f"{field}.")
+            continue
+        with group.ignore_type():
+            group[key] = _checked_type(field, value, default)
+
+
+def _checked_type(field: str, value: Any, default: Any) -> Any:
+    if field.endswith(".trainable") and isinstance(value, (tuple, list)):
+        return tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if type(value) is not type(default):
+        raise SlimError(f"config field {field!r} is {value!r}; it must be of type {type(default).__name__}")
+    return value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value}; empty groups are left out; tuples become lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _plain(value)
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines "field: old -> new" for the fields that change what is trained; both are flattened."""
+    lines = []
+    for field in sorted(old.keys() | new.keys()):
+        harmless = any(field == h or field.startswith(h + ".") for h in HARMLESS)
+        if not harmless and old.get(field) != new.get(field):
+            lines.append(f"{field}: {old.get(field, 'absent')!r} -> {new.get(field, 'absent')!r}")
+    return lines
+
+
+def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
+    """A config from the JSON of a workdir; lists become tuples again."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return validate(ConfigDict(tuples(plain)))

@@ -1,0 +1,153 @@
+"""All stages of a config, one after the other, each from where it was left."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slimvit_jax import convert
+from slimvit_jax.errors import SlimError
+from slimvit_jax.training import build
+from slimvit_jax.training import config as configs
+from slimvit_jax.training.checkpoint import Checkpoints
+from slimvit_jax.training.devices import make_mesh, start_devices, start_processes, to_host
+from slimvit_jax.training.logs import Logs
+from slimvit_jax.training.loop import Interrupt, Run, StageResult, StageRun, Stopped
+from slimvit_jax.training.workdir import Workdir, read_json
+
+
+@dataclasses.dataclass
+class RunResult:
+    """A finished run.
+
+    Attributes:
+      config: resolved.
+      workdir: its folder.
+      model: of the last stage, with the method where the stage has it.
+      dense_model: the same without the method.
+      variables: by stage, in order; NumPy.
+      metrics: by stage: accuracy, top5, loss of the stage's model on the evaluation split, and examples.
+      seconds: by stage, over all runs that worked on it.
+      resumed: whether an earlier run of this workdir had done part of it.
+    """
+
+    config: Any
+    workdir: Path
+    model: Any
+    dense_model: Any
+    variables: dict[str, Any]
+    metrics: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    resumed: bool
+
+
+def run(config: Any, workdir: str | Path) -> RunResult:
+    """Trains every stage of `config.schedule` in `workdir`; stages that are done there are not done again.
+
+    Raises:
+      SlimError: for what does not fit, before any long work; NotFinite (a SlimError) when the loss is not finite.
+      Stopped: asked to stop, with everything saved.
+    """
+    configs.validate(config)
+    start_processes(config.dist)
+    start_devices(config.mesh, config.cache_dir)
+    folder = Workdir(workdir, config)
+    logs = Logs(folder.path, config.log.tensorboard)
+    checkpoints = None
+    try:
+        mesh = make_mesh(config.mesh.fsdp)
+        source = build.build_source(config, config.data.train_split)
+        eval_source = build.build_source(config, config.data.eval_split)
+        steps_per_epoch = build.train_data(config, config.stages[config.schedule[0]], 0, source).steps_per_epoch
+        stages = [build.build_stage(config, name, steps_per_epoch, mesh) for name in config.schedule]
+        folder.describe()
+        checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, logs.event)
+        with Interrupt() as interrupt:
+            shared = Run(config, folder.path, mesh, logs, checkpoints, interrupt, source, eval_source)
+            return _run_stages(shared, folder, stages)
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
+        logs.close()
+        folder.close()
+
+
+def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResult:
+    config = run.config
+    dense = build.build_model(config, slimmed=False)
+    result = RunResult(config, folder.path, stages[-1].model, dense, {}, {}, {}, bool(folder.done()))
+    devices = f"{jax.device_count()} {jax.default_backend()} device" + ("s" if jax.device_count() > 1 else "")
+    text = f"{config.name}: {len(run.source)} training images, {len(run.eval_source)} held out, {devices}"
+    run.logs.event("start", text, done=list(folder.done()))
+    offset = 0
+    for stage in stages:
+        outcome = _done_stage(run, folder, stage)
+        if outcome is None:
+            text = f"stage {stage.name}: {stage.steps} steps, learns {stage.config.trainable}"
+            run.logs.event("stage_start", text, offset, stage=stage.name, steps=stage.steps)
+            outcome = StageRun(run, stage, offset).train(lambda stage=stage: _start(config, stage, stages, result))
+            if jax.process_index() == 0:
+                convert.save(stage.model, outcome.variables, folder.weights(stage.name))
+            facts = {"steps": outcome.steps, "seconds": outcome.seconds, "metrics": outcome.metrics}
+            folder.mark_done(stage.name, facts)
+            text = f"stage {stage.name} done: accuracy {outcome.metrics['accuracy']:.4f}, {outcome.seconds:.0f} s"
+            run.logs.event("stage_done", text, offset + stage.steps, stage=stage.name, **facts)
+        offset += stage.steps
+        result.variables[stage.name] = outcome.variables
+        result.metrics[stage.name] = outcome.metrics
+        result.seconds[stage.name] = outcome.seconds
+        if run.interrupt.signal is not None:  # came while the stage was being finished
+            raise Stopped(f"stopped after stage {stage.name!r}; the same command goes on", run.interrupt.signal)
+    return result
+
+
+def _done_stage(run: Run, folder: Workdir, stage: build.Stage) -> StageResult | None:
+    facts = folder.done().get(stage.name)
+    if facts is None:
+        return None
+    try:
+        variables = convert.load(stage.model, folder.weights(stage.name))
+    except SlimError as error:
+        run.logs.event("weights_corrupt", f"stage {stage.name} is done again: {error}", stage=stage.name)
+        return None
+    return StageResult(to_host(variables), facts["metrics"], facts["seconds"], facts["steps"])
+
+
+def _start(config: Any, stage: build.Stage, stages: list[build.Stage], result: RunResult) -> tuple[Any, Any]:
+    """Variables of a stage's first step, and of its teacher: the dense weights the method starts from."""
+    if result.variables:
+        before = list(result.variables.values())[-1]
+        variables = build.adopt(before, build.init_variables(stage.model, config.seed))
+    else:
+        variables = build.start_variables(config, stage.model)
+    if stage.teacher is None:
+        return variables, None
+    dense = [result.variables[s.name] for s in stages if not s.config.slimmed and s.name in result.variables]
+    first = dense[-1] if dense else build.start_variables(config, stage.teacher)
+    return variables, first
+
+
+def load_run(workdir: str | Path) -> RunResult:
+    """A run that is done, wholly or in part, from its folder.
+
+    Raises:
+      SlimError: no run there, or no stage of it is done.
+    """
+    path = Path(workdir).absolute()
+    if not (path / "config.json").is_file():
+        raise SlimError(f"{str(workdir)!r} is no workdir: it has no config.json")
+    config = configs.from_dict(read_json(path / "config.json"))
+    done = read_json(path / "stages.json") if (path / "stages.json").exists() else {}
+    names = [name for name in config.schedule if name in done]
+    if not names:
+        raise SlimError(f"the run in {str(workdir)!r} has no stage that is done")
+    models = {name: build.build_model(config, config.stages[name].slimmed, name) for name in names}
+    weights = path / "weights"
+    variables = {name: convert.load(models[name], weights / f"{name}.safetensors") for name in names}
+    metrics = {name: done[name]["metrics"] for name in names}
+    seconds = {name: done[name]["seconds"] for name in names}
+    dense = build.build_model(config, slimmed=False)
+    return RunResult(config, path, models[names[-1]], dense, variables, metrics, seconds, True)

@@ -1,0 +1,135 @@
+"""The folder of a run: one run at a time, one config, and a record of what is done.
+
+config.json       the resolved config            environment.json   versions, devices, git state, command
+lock              held while a run is going      stages.json        done stages: steps, seconds, metrics
+weights/STAGE.safetensors                        checkpoints/STEP/  corrupt/STEP/
+metrics.jsonl     tb/  profile/                  (see logs.py)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.files import write_json
+from slimvit_jax.training import config as configs
+
+
+class Workdir:
+    """Opens or makes the folder; raises SlimError where it belongs to another config or another run holds it."""
+
+    def __init__(self, path: str | Path, config: Any) -> None:
+        self.path = Path(path).absolute()
+        self.first_process = jax.process_index() == 0
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock() if self.first_process else None
+        except OSError as error:
+            raise SlimError(f"cannot use workdir {str(self.path)!r}: {error.strerror}") from error
+        try:
+            self._check_config(config)
+        except SlimError:
+            self.close()
+            raise
+
+    def _take_lock(self) -> int:
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 100).decode(errors="replace").strip()
+            os.close(handle)
+            raise SlimError(
+                f"workdir {str(self.path)!r} is in use by another run (process {holder or 'unknown'})"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()} on {platform.node()}\n".encode())
+        return handle
+
+    def _check_config(self, config: Any) -> None:
+        plain = json.loads(json.dumps(config.to_dict()))
+        file = self.path / "config.json"
+        if file.exists():
+            changed = configs.differences(configs.flatten(read_json(file)), configs.flatten(plain))
+            if changed:
+                shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
+                raise SlimError(f"workdir {str(self.path)!r} belongs to another config: {shown}")
+        if self.first_process:
+            write_json(file, plain)
+
+    def describe(self) -> None:
+        """Writes environment.json."""
+        if self.first_process:
+            write_json(self.path / "environment.json", environment())
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """The stages that are done, by name, with what is known of them."""
+        file = self.path / "stages.json"
+        return read_json(file) if file.exists() else {}
+
+    def mark_done(self, stage: str, facts: dict[str, Any]) -> None:
+        """Records a stage as done; call it after its weights are written."""
+        if self.first_process:
+            write_json(self.path / "stages.json", {**self.done(), stage: facts})
+
+    def weights(self, stage: str) -> Path:
+        return self.path / "weights" / f"{stage}.safetensors"
+
+    def close(self) -> None:
+        """Lets the next run in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def read_json(file: Path) -> Any:
+    """The content; a SlimError for what is not JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SlimError(f"{file}: cannot be read: {error}") from error
+
+
+def environment() -> dict[str, Any]:
+    """What ran, where: versions, devices, git commit, command line."""
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml_collections"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "versions": versions,
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "command": sys.argv,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of the source tree this package runs from, and whether it has changes; {} outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20, check=True)
+        return result.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain", "-uno").splitlines()}
+    except (OSError, subprocess.SubprocessError):
+        return {}

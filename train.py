@@ -1,0 +1,52 @@
+"""Trains by a config, stage after stage, and writes the report.
+
+    python train.py --config=configs/digits.py --workdir=runs/digits [--config.any.field=value ...]
+
+The same command goes on where it stopped. Exit status: 0 done; 1 stopped by a loss that is not finite; 2 bad input;
+143 stopped by SIGTERM (130 by Ctrl-C), everything saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, epilog="--config.FIELD=VALUE sets a config field")
+    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; made if missing")
+    known, rest = parser.parse_known_args(arguments)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+    from slimvit_jax import training
+    from slimvit_jax.errors import SlimError
+
+    try:
+        config = training.load_config(known.config, training.parse_overrides(rest))
+        result = training.run(config, known.workdir)
+        if config.report.enabled and importlib.util.find_spec("slimvit_jax.analysis.report"):
+            from slimvit_jax.analysis.report import write_report
+
+            write_report(result.workdir, config, result)
+    except training.NotFinite as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except SlimError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except training.Stopped as stop:
+        print(f"train.py: {stop}", file=sys.stderr)
+        return 128 + (stop.signal or signal.SIGTERM)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
