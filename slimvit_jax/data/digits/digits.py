@@ -114,7 +114,8 @@ def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
     """
     data_dir = Path(data_dir)
     builder = Digits8x8(data_dir=str(data_dir), file_format="array_record")
-    if builder.is_prepared():
+    complete = Path(builder.data_path) / "dataset_info.json"
+    if complete.is_file():
         return builder
     data_dir.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=".preparing-", dir=data_dir)
@@ -126,7 +127,7 @@ def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
         try:
             os.rename(Path(scratch) / target.relative_to(data_dir), target)
         except OSError:
-            if not Digits8x8(data_dir=str(data_dir), file_format="array_record").is_prepared():
+            if not complete.is_file():
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
