@@ -112,7 +112,11 @@ def start_variables(config: Any, model: Any) -> Any:
     """The weights training starts from: those of config.init.path, or fresh ones."""
     if not config.init.path:
         return init_variables(model, config.seed)
-    return load(model, config.init.path, **config.init.options.to_dict())
+    options = config.init.options.to_dict()
+    if not config.init.fresh_method:
+        return load(model, config.init.path, **options)
+    dense = build_model(config, slimmed=False)
+    return adopt(load(dense, config.init.path, **options), init_variables(model, config.seed))
 
 
 def adopt(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def default_config() -> ConfigDict:
             "seed": 0,
             "model": {"name": "vit", "options": {}},
             "method": {"name": "life_regression", "options": {}},
-            "init": {"path": "", "options": {}},  # weights to start from: a file or "hf-hub:timm/NAME"
+            # weights to start from: a file or "hf-hub:timm/NAME"; fresh_method: they are a dense model's
+            "init": {"path": "", "fresh_method": True, "options": {}},
             "data": {
                 "name": "digits",
                 "train_split": "train",

@@ -11,15 +11,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slimvit_jax.errors import SlimError
 
-#: Variables that show a launcher of several processes which jax.distributed knows how to read, or an address given by hand.
-_LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "SLIMVIT_NUM_PROCESSES")
+#: Variables in which a launcher that jax.distributed can read says how many processes it started.
+_LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def start_processes(dist: Any) -> None:
     """Joins the processes of a distributed run; does nothing where there is only one.
 
-    With dist.mode "auto" that is when dist.coordinator is given, or SLURM, Open MPI, a TPU pod or JAX_COORDINATOR_ADDRESS
-    show more than one process; "on" leaves the finding to JAX alone; "off" never joins. Call it before any array is made.
+    With dist.mode "auto" that is when dist.coordinator is given, or SLURM, Open MPI, a TPU pod or
+    JAX_COORDINATOR_ADDRESS show more than one process; "on" leaves the finding to JAX alone; "off" never joins. Call it
+    before any array is made.
 
     Raises:
       SlimError: half-given addresses, or processes that do not come together.
@@ -30,7 +31,7 @@ def start_processes(dist: Any) -> None:
     if dist.coordinator or dist.num_processes or dist.process_id >= 0:
         if not (dist.coordinator and dist.num_processes > 0 and 0 <= dist.process_id < dist.num_processes):
             raise SlimError(
-                f"config.dist needs coordinator ('HOST:PORT'), num_processes and process_id in 0..num_processes-1 together;"
+                f"config.dist needs coordinator ('HOST:PORT'), num_processes and process_id (from 0) together;"
                 f" got {dist.coordinator!r}, {dist.num_processes}, {dist.process_id}"
             )
         options = {
@@ -86,8 +87,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def state_shardings(mesh: Mesh, abstract: Any, smallest: int = 1 << 14) -> Any:
     """For every array of a state, how it lies on the mesh: whole on each device, or its widest axis split over "fsdp".
 
-    Only arrays of at least `smallest` elements with an axis that "fsdp" divides are split: small ones cost more to gather
-    than to hold.
+    Only arrays of at least `smallest` elements with an axis that "fsdp" divides are split: small ones cost more to
+    gather than to hold.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -116,6 +117,6 @@ def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     if batch_size % parts:
         near = max(1, round(batch_size / parts)) * parts
         raise SlimError(
-            f"config.data.batch_size={batch_size} does not divide over {mesh.size} devices x {accumulate} micro-batches;"
-            f" the nearest that does: {near}"
+            f"config.data.batch_size={batch_size} does not divide over {mesh.size} devices x {accumulate} micro-batches"
+            f"; the nearest that does: {near}"
         )

@@ -3,11 +3,14 @@
 metrics.jsonl has one JSON object per line; every line has "kind", "time" (seconds since 1970) and "step" (global step):
 
     {"kind": "train", "stage", "stage_step", "epoch", "loss", "loss_NAME"..., "accuracy", "grad_norm", "lr",
-     "images_per_second", "data_wait"}     means over the steps since the line before; lr, grad_norm of the last of them;
-                                           data_wait = share of the time spent waiting for data
-    {"kind": "eval", "stage", "accuracy", "top5", "loss", "examples"}     shares in 0..1
-    {"kind": "event", "name", "text", ...}     start, resume, stage_start, compiled, memory, stage_done, checkpoint_failed,
-                                           checkpoint_corrupt, stopped, not_finite
+     "images_per_second", "data_wait"}
+        means over the steps since the line before; lr and grad_norm of the last of them; data_wait is the share of
+        the time spent waiting for data
+    {"kind": "eval", "stage", "accuracy", "top5", "loss", "examples"}
+        of the stage's model at inference; shares in 0..1
+    {"kind": "event", "name", "text", ...}
+        name: start, resume, stage_start, compiled, memory, stage_done, checkpoint_failed, checkpoint_corrupt,
+        weights_corrupt, stopped, not_finite
 """
 
 from __future__ import annotations
@@ -120,8 +123,9 @@ class StageProgress:
         self._live = self._console.is_terminal and not self._console.quiet
         self._began, self._first, self._said = time.perf_counter(), done, time.perf_counter()
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-            TextColumn("left"), TimeRemainingColumn(), console=self._console, disable=not self._live,
+            TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}  left"), TimeRemainingColumn(),
+            console=self._console, disable=not self._live,
         )  # fmt: skip
         self._task = self._bar.add_task(stage, total=steps, completed=done, numbers="")
 

@@ -179,7 +179,7 @@ class StageRun:
                 self._drain(pending, 0, batches)  # a state that is not finite must not be saved
                 self._save(state, batches, number, wait=stop)
             if stop:
-                text = f"stopped at step {number} of {stage.steps} of stage {stage.name!r}; saved, the same command goes on"
+                text = f"stopped at step {number} of stage {stage.name!r}; saved, the same command goes on"
                 self.run.logs.write("event", self.offset + number, name="stopped", text=text, stage=stage.name)
                 raise Stopped(text, self.run.interrupt.signal)
             if eval_steps and number % eval_steps == 0 and number < stage.steps:

@@ -1,0 +1,7 @@
+"""DeiT-B on ImageNet by life regression from timm's weights, with the paper's values."""
+
+from slimvit_jax.training.recipes import life_on_imagenet
+
+
+def get_config():
+    return life_on_imagenet("deit_base_patch16_224")

@@ -1,0 +1,173 @@
+"""Configs: everything wrong is one clear line, and every shipped file starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+from train_tools import ROOT, run_train, tiny_config, write_config
+
+from slimvit_jax import training
+from slimvit_jax.errors import SlimError
+from slimvit_jax.training import build, recipes
+from slimvit_jax.training import config as configs
+
+SHIPPED = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
+
+
+def shipped(name: str):
+    return training.load_config(ROOT / "configs" / f"{name}.py")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_config_resolves_and_builds_shrunk(name):
+    """Model, optimiser, losses and data of every stage fit together; the one below runs some for real."""
+    shipped(name)
+    config = training.validate(recipes.tiny(shipped(name)))
+    source = build.build_source(config, "train")
+    for index, stage in enumerate(config.schedule):
+        built = build.build_stage(config, stage, 3)
+        assert built.steps == 2
+        batch = next(build.train_data(config, config.stages[stage], index, source))
+        assert batch["image"].shape == (16, 16, 16, built.model.in_chans)
+
+
+@pytest.mark.parametrize("name", ["digits", "imagenet_deit_small"])
+def test_shipped_config_starts_shrunk(name, tmp_path):
+    config = recipes.tiny(shipped(name), steps=1)
+    config.mesh.cpu_devices = 0
+    config.cache_dir = "/tmp/slimvit_jax_test_cache"
+    result = training.run(config, tmp_path)
+    assert list(result.variables) == list(config.schedule)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "words"),
+    [
+        ("stages.dense.epoch", "3", ["'epoch'", "did you mean 'epochs'"]),
+        ("stage.dense.epochs", "3", ["'stage'", "did you mean 'stages'"]),
+        ("stages.dens.epochs", "3", ["'dens'", "did you mean 'dense'"]),
+        ("seed.x", "3", ["'seed'", "value", "'x'"]),
+        ("data", "3", ["'data'", "group", "batch_size"]),
+        ("data.batch_size", "many", ["data.batch_size", "'many'", "int"]),
+        ("data.batch_size", "0", ["data.batch_size", "0", "positive"]),
+        ("data.batch_size", "2.5", ["data.batch_size", "2.5", "int"]),
+        ("stages.dense.ema", "1.0", ["ema", "1.0", "[0, 1)"]),
+        ("stages.dense.trainable", "backbon", ["trainable", "backbon", "backbone"]),
+        ("stages.dense.trainable", "method", ["'method'", "dense"]),
+        ("stages.dense.trainable", "['(']", ["'('", "regular expression"]),
+        ("stages.dense.lr_schedule", "cosin", ["cosin", "cosine"]),
+        ("schedule", "dense,predictr", ["predictr", "predictor"]),
+        ("schedule", "predictor,dense", ["dense", "after"]),
+        ("eval.keep_rates", "(0.9, 1.5)", ["keep_rates", "1.5"]),
+        ("dist.mode", "maybe", ["maybe", "auto"]),
+        ("report.enabled", "perhaps", ["report.enabled", "'perhaps'", "bool"]),
+    ],
+)
+def test_wrong_override_is_one_line(field, text, words):
+    config = tiny_config()
+    with pytest.raises(SlimError) as caught:
+        configs.override(config, field, text)
+        training.validate(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_overrides_take_the_type_of_the_field():
+    config = tiny_config()
+    pairs = [
+        "--config.seed=7",
+        "--config.stages.dense.lr.backbone=1",
+        "--config.name=3",
+        "--config.log.tensorboard=true",
+    ]
+    pairs += [
+        "--config.schedule=dense",
+        "--config.method.options.temperature=2.0",
+        "--config.eval.keep_rates",
+        "(0.5,)",
+    ]
+    for field, text in training.parse_overrides(pairs):
+        configs.override(config, field, text)
+    training.validate(config)
+    assert (config.seed, config.name, config.log.tensorboard, config.schedule) == (7, "3", True, ("dense",))
+    assert config.stages.dense.lr.backbone == 1.0 and config.method.options.temperature == 2.0
+    assert config.eval.keep_rates == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model.name": "vitt"}, ["vitt", "vit"]),
+        ({"model.options.embed_dims": "16"}, ["embed_dims", "embed_dim"]),
+        ({"method.options.keep_rates": "0.5"}, ["keep_rates", "keep_rate"]),
+        ({"method.options.keep_rate": "1.5"}, ["1.5"]),
+        ({"method.options.locations": "(2, 9)"}, ["9", "3"]),
+        ({"data.name": "digit"}, ["digit", "digits"]),
+        ({"data.train_split": "trian"}, ["trian", "train"]),
+        ({"augment.kind": "shft"}, ["shft", "shift"]),
+        ({"data.batch_size": "4000"}, ["4000"]),
+        ({"stages.dense.loss_weights.ratio": "1.0"}, ["ratio", "classification"]),
+        ({"stages.dense.trainable": "['hed/.*']"}, ["hed/.*", "head/kernel"]),
+        ({"init.path": "nowhere.safetensors"}, ["nowhere.safetensors"]),
+        ({"mesh.fsdp": "3"}, ["fsdp=3", "devices"]),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(change, words, tmp_path):
+    config = tiny_config()
+    with pytest.raises(SlimError) as caught:
+        for field, text in change.items():
+            configs.override(config, field, text)
+        training.run(config, tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_command_line_errors(tmp_path):
+    config = write_config(tmp_path)
+    for arguments, word in (
+        (["--config.stages.dense.epoch=3"], "did you mean 'epochs'"),
+        (["--confg.seed=3"], "--confg.seed=3"),
+    ):
+        done = run_train(config, tmp_path / "run", *arguments)
+        assert done.returncode == 2 and word in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_broken_config_files(tmp_path):
+    file = tmp_path / "broken.py"
+    with pytest.raises(SlimError, match="no config file"):
+        training.load_config(file)
+    for text, words in (
+        ("def get_config(:", "broken.py, line 1: SyntaxError"),
+        ("x = 1", "get_config"),
+        ("def get_config():\n    return nothing", "broken.py, line 2: NameError"),
+        ("def get_config():\n    return 3", "returned int"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SlimError) as caught:
+            training.load_config(file)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_config_survives_its_workdir():
+    config = shipped("digits")
+    again = configs.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert configs.flatten(again) == configs.flatten(config)
+    assert configs.differences(configs.flatten(again), configs.flatten(config)) == []
+
+
+def test_nothing_in_the_package_imports_configs():
+    for file in (ROOT / "slimvit_jax").rglob("*.py"):
+        text = file.read_text()
+        assert "import configs" not in text.replace("import config as configs", "") and "from configs" not in text, file
+
+
+def test_train_script_is_short():
+    assert len((ROOT / "train.py").read_text().splitlines()) < 100
+    assert importlib.util.find_spec("slimvit_jax.training") is not None
