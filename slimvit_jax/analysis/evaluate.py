@@ -143,13 +143,14 @@ def evaluate(
     *,
     lives: Lives | None = None,
     progress: Callable[[int], None] | None = None,
+    across_processes: bool = True,
 ) -> EvalResult:
     """Runs `batches` through the model in inference and counts.
 
     `model` is a module with its `variables`, or an `Inference` (variables None). `lives(start, rows)` gives the lives
     (rows, N) to impose on images start..start+rows-1 of the pass. `progress` is called with the number of images done
     so far. Labels are (B,) class indices or (B, classes) distributions; a missing "mask" means all rows count. With several
-    processes each one runs its own batches and the counts are summed. An empty set is a SlimError.
+    processes each one runs its own batches and the counts are summed, unless not `across_processes`. An empty set is a SlimError.
     """
     run = model if isinstance(model, Inference) else Inference(model, variables)
     hits: list[np.ndarray] = []
@@ -176,7 +177,8 @@ def evaluate(
         if progress is not None:
             progress(start)
     outcome = np.concatenate(hits) if hits else np.zeros(0, bool)
-    correct, five, count, total_loss = _over_processes(int(outcome.sum()), correct5, len(outcome), loss)
+    sums: list[float] = [int(outcome.sum()), correct5, len(outcome), loss]
+    correct, five, count, total_loss = _over_processes(*sums) if across_processes else sums
     if count == 0:
         raise SlimError("the evaluation set has no images")
     return EvalResult(
