@@ -194,10 +194,11 @@ def shift_batch(images: np.ndarray, augment: Augment, choices: np.ndarray) -> np
     x = np.arange(width, dtype=np.float32)[None, None, :] - (width - 1) / 2 - move_x[:, None, None]
     # One pixel of border makes "outside" ordinary pixels: every coordinate is clipped onto it.
     bordered = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(-1, channels)
-    source_y = np.clip(cos * y - sin * x + (height + 1) / 2, 0, height + 0.999)
-    source_x = np.clip(sin * y + cos * x + (width + 1) / 2, 0, width + 0.999)
-    top, left = source_y.astype(np.int32), source_x.astype(np.int32)
-    dy, dx = (source_y - top)[..., None], (source_x - left)[..., None]
+    source_y = np.clip(cos * y - sin * x + (height + 1) / 2, 0, height + 1)
+    source_x = np.clip(sin * y + cos * x + (width + 1) / 2, 0, width + 1)
+    floor_y, floor_x = np.minimum(np.floor(source_y), height), np.minimum(np.floor(source_x), width)
+    dy, dx = (source_y - floor_y)[..., None], (source_x - floor_x)[..., None]
+    top, left = floor_y.astype(np.int32), floor_x.astype(np.int32)
     stride = width + 2
     corner = (np.arange(batch, dtype=np.int32) * ((height + 2) * stride))[:, None, None] + top * stride + left
     upper = bordered[corner] * (1 - dx) + bordered[corner + 1] * dx

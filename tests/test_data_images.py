@@ -1,0 +1,265 @@
+"""Decoding, preprocessing (against timm) and augmentation of single images and batches."""
+
+from __future__ import annotations
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from slimvit_jax.data import Augment, MixupConfig, Preprocess, mixup_cutmix
+from slimvit_jax.data.augment import CropAugment, crop_box, shift_batch
+from slimvit_jax.data.decode import BadImage, decode, to_array
+from slimvit_jax.data.mixup import beta, smooth
+from slimvit_jax.data.randaugment import OPERATIONS, RandAugment, color_jitter
+from slimvit_jax.errors import SlimError
+
+
+def photo(height, width, seed=0, mode="RGB"):
+    """Something like a photograph: smooth colours, edges and a little noise."""
+    random = np.random.default_rng(seed)
+    base = Image.fromarray(random.integers(0, 256, (7, 9, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    pixels = np.asarray(base).astype(np.int16)
+    pixels[height // 4 : height // 2, width // 3 : width // 2] //= 3
+    pixels += random.integers(-12, 13, pixels.shape, np.int16)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(picture, kind="PNG", **options):
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (224, 224), (100, 1000), (60, 41), (300, 299)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(img_size=224, interpolation="bicubic", crop_pct=0.9),
+        dict(img_size=224, interpolation="bilinear", crop_pct=0.875),
+        dict(img_size=384, interpolation="bicubic", crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3),
+        dict(img_size=(96, 160), interpolation="bicubic", crop_pct=0.95),
+        dict(img_size=64, interpolation="bicubic", crop_pct=0.9, crop_mode="squash"),
+    ],
+)
+def test_evaluation_preprocessing_is_timms(shape, options):
+    pytest.importorskip("timm_reference")
+    from timm.data import create_transform
+
+    preprocess = Preprocess(**options)
+    size = preprocess.size
+    theirs = create_transform(
+        input_size=(3, *size),
+        is_training=False,
+        interpolation=options["interpolation"],
+        mean=preprocess.mean,
+        std=preprocess.std,
+        crop_pct=options["crop_pct"],
+        crop_mode=options.get("crop_mode", "center"),
+    )
+    data = encoded(photo(*shape, seed=sum(shape)), "JPEG", quality=90)
+    expected = theirs(Image.open(io.BytesIO(data)).convert("RGB")).numpy().transpose(1, 2, 0)
+    got = preprocess(data)
+    assert got.shape == expected.shape and got.dtype == np.float32
+    assert np.abs((got - expected) * np.array(preprocess.std)).max() < 1 / 255 / 100
+
+
+def test_decoding_of_unusual_files_is_torchvisions():
+    """torchvision's loader is Image.open(file).convert("RGB"): first frame, no EXIF rotation."""
+    picture = photo(20, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sixteen = Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30))
+    files = {
+        "exif": encoded(picture, "JPEG", exif=exif),
+        "cmyk": encoded(picture.convert("CMYK"), "JPEG"),
+        "16 bit": encoded(sixteen),
+        "animated": encoded(picture, "GIF", save_all=True, append_images=[photo(20, 30, 1)]),
+        "grey": encoded(picture.convert("L")),
+        "grey, alpha": encoded(picture.convert("LA")),
+        "palette": encoded(picture.quantize(16), transparency=3),
+        "alpha": encoded(picture.convert("RGBA")),
+        "one bit": encoded(picture.convert("1")),
+        "webp": encoded(picture, "WEBP"),
+        "tiff": encoded(picture, "TIFF"),
+        "one pixel": encoded(picture.resize((1, 1))),
+    }
+    for name, data in files.items():
+        theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        np.testing.assert_array_equal(to_array(decode(data, 3)), theirs, err_msg=name)
+        assert to_array(decode(data, 1)).shape == (*theirs.shape[:2], 1)
+        pixels = Preprocess(16)(data)
+        assert pixels.shape == (16, 16, 3) and np.isfinite(pixels).all()
+    assert decode(files["exif"]).size == (30, 20)
+    grey = np.arange(20, dtype=np.uint8).reshape(4, 5, 1)
+    np.testing.assert_array_equal(to_array(decode(grey, 1)), grey)
+    np.testing.assert_array_equal(to_array(decode(grey, 3)), np.repeat(grey, 3, -1))
+
+
+def test_reduced_decoding_keeps_the_wanted_size():
+    data = encoded(photo(800, 1200), "JPEG")
+    assert decode(data, 3).size == (1200, 800)
+    assert decode(data, 3, at_least=300).size == (600, 400)
+    assert decode(data, 1, at_least=801).size == (1200, 800)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_image_fuzz(kind):
+    """Truncated and bit-flipped files are decoded or are a BadImage of one line; never another error."""
+    random = np.random.default_rng(0)
+    good = encoded(photo(24, 31), kind)
+    bad = 0
+    for trial in range(150):
+        data = bytearray(good)
+        if trial % 3 == 0:
+            data = data[: random.integers(len(data))]
+        else:
+            for _ in range(random.integers(1, 5)):
+                data[random.integers(len(data) if trial % 3 == 1 else min(64, len(data)))] ^= 1 << random.integers(8)
+        try:
+            picture = decode(bytes(data), 3, "file.x")
+            assert picture.mode == "RGB"
+        except BadImage as error:
+            assert str(error).startswith("cannot read file.x: ") and "\n" not in str(error)
+            bad += 1
+    assert bad > 20
+
+
+def test_bombs_and_strips_are_refused_not_computed():
+    stream = encoded(Image.new("1", (20000, 20000)))  # 400 million pixels in a file of 50 kB
+    with pytest.raises(BadImage, match="exceeds limit"):
+        decode(stream)
+    with pytest.raises(BadImage, match="strip is 5000 x 1: too elongated"):
+        Preprocess(224)(encoded(Image.new("RGB", (5000, 1))), "strip")
+    with pytest.raises(BadImage, match="pixels must be uint8"):
+        decode(np.zeros((4, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(in_chans=4), "images cannot be read to 4 channels"),
+        (dict(img_size=0), "img_size"),
+        (dict(interpolation="cubic"), "unknown interpolation 'cubic'; did you mean 'bicubic'"),
+        (dict(crop_pct=0), r"crop_pct must be in \(0, 1\]"),
+        (dict(in_chans=1), "mean has 3 values for in_chans=1"),
+        (dict(std=0.0), "std must be positive"),
+        (dict(crop_mode="pad"), "unknown crop_mode 'pad'"),
+    ],
+)
+def test_bad_preprocess(options, words):
+    with pytest.raises(SlimError, match=words):
+        Preprocess(**options)
+
+
+def test_crop_boxes_have_torchvisions_distribution():
+    random = np.random.default_rng(0)
+    boxes = np.array([crop_box(300, 400, (0.08, 1.0), (3 / 4, 4 / 3), random) for _ in range(4000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 400 and boxes[:, 3].max() <= 300
+    share, ratio = width * height / 120000, width / height
+    assert share.min() > 0.079 and 0.74 < ratio.min() and ratio.max() < 1.35
+    transforms = pytest.importorskip("timm_reference") and pytest.importorskip("torchvision.transforms")
+    picture = Image.new("RGB", (400, 300))
+    theirs = np.array(
+        [transforms.RandomResizedCrop.get_params(picture, (0.08, 1), (3 / 4, 4 / 3)) for _ in range(4000)]
+    )
+    assert abs(share.mean() - (theirs[:, 2] * theirs[:, 3]).mean() / 120000) < 0.02
+    assert abs(boxes[:, 0].mean() - theirs[:, 1].mean()) < 8
+    assert crop_box(10, 1000, (0.9, 1.0), (1.0, 1.0), random) == (495, 0, 505, 10)  # nothing fits: the centre
+    assert crop_box(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), random) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_randaugment_operations(mode):
+    picture = photo(40, 50, mode=mode).point([30 + v * 3 // 4 for v in range(256)] * len(mode))  # something to stretch
+    for name, operation in OPERATIONS.items():
+        for increasing in (True, False):
+            out = operation(picture, 0.7, -1, (124, 116, 104), increasing)
+            assert (out.size, out.mode) == (picture.size, mode)
+            if name not in ("color",):
+                assert not np.array_equal(np.asarray(out), np.asarray(picture)), name
+    policy = RandAugment.parse("rand-m9-n3-mstd0.5-inc1-p0.9", (1, 2, 3))
+    assert (policy.magnitude, policy.layers, policy.spread, policy.probability) == (9, 3, 0.5, 0.9)
+    assert policy.increasing and policy.fill == (1, 2, 3)
+    first, again = (np.asarray(policy(picture, np.random.default_rng(7))) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert color_jitter(picture, 0.4, np.random.default_rng(0)).size == picture.size
+    for text in ("rand-m11", "random-m9", "rand-m9-q2", "rand-p2", "rand-m", "rand-m9-foo"):
+        with pytest.raises(SlimError, match=text):
+            RandAugment.parse(text)
+
+
+def test_crop_augment():
+    preprocess = Preprocess((24, 32))
+    options = dict(kind="crop", hflip=0.5, color_jitter=0.3, interpolation="random")
+    plain, erased = (CropAugment(Augment(**options, erase_prob=p), preprocess) for p in (0.0, 1.0))
+    picture = photo(60, 80)
+    for seed in range(5):
+        a, b = (f(picture, np.random.default_rng(seed)) for f in (plain, erased))
+        assert a.shape == (24, 32, 3) and a.dtype == b.dtype == np.float32
+        changed = (a != b).any(-1)
+        assert 0.01 < changed.mean() < 0.4
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    one = CropAugment(Augment(**options, randaugment="rand-m9-mstd0.5-inc1"), Preprocess(8))
+    assert one(Image.new("RGB", (1, 1)), np.random.default_rng(0)).shape == (8, 8, 3)
+
+
+def test_shift_batch():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (5, 8, 6, 2), np.uint8)
+    choices = random.random((5, 5))
+    middle = np.full((5, 5), 0.5)
+    everything = Augment("shift", shift=0.2, rotate=30, scale=0.3)
+    np.testing.assert_allclose(shift_batch(images, everything, middle), images, atol=1e-3)
+    np.testing.assert_array_equal(shift_batch(images, Augment("none"), choices), images.astype(np.float32))
+    # An exact shift: one row down and one column to the left, black where nothing was.
+    assert shift_batch(images, everything, choices).dtype == np.float32
+    moved = shift_batch(images, Augment("shift", shift=0.5), np.tile([0.5 + 1 / 8, 0.5 - 1 / 6, 0, 0, 0], (5, 1)))
+    np.testing.assert_allclose(moved[:, 1:, :-1], images[:, :-1, 1:], atol=1e-3)
+    assert np.abs(moved[:, 0]).max() < 1e-3 and np.abs(moved[:, :, -1]).max() < 1e-3
+    flipped = shift_batch(images, Augment("shift", hflip=1.0), choices)
+    np.testing.assert_array_equal(flipped, images[:, :, ::-1])
+    quarter = shift_batch(images[:, :6], Augment("shift", rotate=90), np.tile([0.5, 0.5, 1, 0.5, 0], (5, 1)))
+    turned = np.rot90(images[:, :6], axes=(1, 2))
+    assert min(np.abs(quarter - t).max() for t in (turned, turned[:, ::-1, ::-1])) < 0.1
+    out = shift_batch(images, everything, choices)
+    assert out.min() >= 0 and out.max() <= 255.001
+
+
+def test_mixup_and_cutmix():
+    images = jax.random.normal(jax.random.key(0), (6, 8, 8, 3))
+    labels = jax.nn.one_hot(jnp.arange(6), 6)
+    mix = jax.jit(mixup_cutmix, static_argnums=3)
+    for config in (MixupConfig(mode="element"), MixupConfig(cutmix=0), MixupConfig(mixup=0)):
+        for seed in range(4):
+            x, y = mix(jax.random.key(seed), images, labels, config)
+            np.testing.assert_allclose(y.sum(-1), 1, atol=1e-6)
+            share = np.asarray(y)[np.arange(6), np.arange(6)]
+            other = np.asarray(images[::-1])
+            if config.cutmix == 0:
+                s = share[:, None, None, None]
+                np.testing.assert_allclose(x, images * s + other * (1 - s), atol=1e-5)
+            if config.mixup == 0:
+                own = np.asarray(x == images).all(-1)
+                assert (own | np.asarray(x == other).all(-1)).all()
+                np.testing.assert_allclose(own.mean((1, 2)), share, atol=1e-6)
+    for off in (MixupConfig(prob=0), MixupConfig(mixup=0, cutmix=0)):
+        x, y = mix(jax.random.key(0), images, labels, off)
+        np.testing.assert_array_equal(x, images)
+        np.testing.assert_array_equal(y, labels)
+    np.testing.assert_allclose(smooth(labels, 0.12)[0], [0.9, 0.02, 0.02, 0.02, 0.02, 0.02], atol=1e-6)
+    shapes = jax.eval_shape(mixup_cutmix, jax.random.key(0), images.astype(jnp.bfloat16), labels)
+    assert [x.dtype for x in shapes] == [jnp.bfloat16, jnp.float32]
+    for alpha in (0.2, 0.8, 1.0, 3.0):
+        drawn = np.asarray(beta(jax.random.key(0), alpha, (20000,)))
+        assert abs(drawn.mean() - 0.5) < 0.01 and abs(drawn.var() - 1 / (4 * (2 * alpha + 1))) < 0.005
+    for bad in (dict(mixup=-1), dict(prob=2), dict(mode="pair")):
+        with pytest.raises(SlimError):
+            MixupConfig(**bad)
