@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from slimvit_jax.backbones.lvvit import LVViT
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.methods import METHODS
@@ -14,6 +16,7 @@ from slimvit_jax.slimming import Slimming
 FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any]]] = {
     "vit": (VisionTransformer, {}),
     "deit_distilled": (VisionTransformer, {"distilled": True}),
+    "lvvit": (LVViT, {}),
 }
 
 
@@ -31,8 +34,9 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
     """A model ready for `init` and `apply`.
 
     Args:
-      name: a named model ("deit_small_patch16_224") or a family for any size ("vit", "deit_distilled").
-      method: a method's name, its options among `options`; or a method object; or None for the dense model.
+      name: a named model ("deit_small_patch16_224") or a family for any size ("vit", "lvvit").
+      method: a method's name, its options among `options`; or a method object; or None for the dense model (for
+        names such as "sit_s", which imply a method: for that method).
       **options: of the backbone (timm's keyword names; they override the named model's) and of the method.
 
     Returns:
@@ -41,8 +45,10 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
     Raises:
       SlimError: for an unknown name or option, or a combination that makes no sense.
     """
-    family, defaults = _resolve(name)
+    family, defaults, own_method, own_options = _resolve(name)
     cls, fixed = FAMILIES[family]
+    method, options = cls.translate(method, options)
+    method = own_method if method is None else method
     backbone_fields = set(cls.__dataclass_fields__) - {"slim", "parent", "name", *fixed}
     method_fields = _method_fields(method)
     for option in options:
@@ -51,16 +57,19 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
             raise unknown(f"option of {owner}", option, sorted(backbone_fields | method_fields))
     backbone = {**defaults, **{k: v for k, v in options.items() if k in backbone_fields}, **fixed}
     backbone = cls.normalise(backbone)
-    slim = _make_method(method, {k: v for k, v in options.items() if k in method_fields})
+    start = own_options if method == own_method else {}
+    slim = _make_method(method, {**start, **{k: v for k, v in options.items() if k in method_fields}})
     return cls(slim=slim.bind(cls.geometry_of(backbone)), **backbone)
 
 
-def _resolve(name: str) -> tuple[str, dict[str, Any]]:
+def _resolve(name: str) -> tuple[str, dict[str, Any], str | None, dict[str, Any]]:
+    """Family, its options, and the method that the name implies with its options."""
     if name in FAMILIES:
-        return name, {}
+        return name, {}, None, {}
     if name not in NAMED:
         raise unknown("model", name, list_models())
-    return NAMED[name].family, dict(NAMED[name].kwargs)
+    named = NAMED[name]
+    return named.family, dict(named.kwargs), named.method, dict(named.method_kwargs)
 
 
 def _method_fields(method: str | Slimming | None) -> set[str]:
@@ -68,7 +77,7 @@ def _method_fields(method: str | Slimming | None) -> set[str]:
         return set()
     if method not in METHODS:
         raise unknown("method", method, list_methods())
-    return set(METHODS[method].__dataclass_fields__) - {"geometry", "parent", "name"}
+    return {field.name for field in dataclasses.fields(METHODS[method])} - {"geometry", "parent", "name"}
 
 
 def _make_method(method: str | Slimming | None, options: dict[str, Any]) -> Slimming:
