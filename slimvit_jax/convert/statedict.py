@@ -47,7 +47,8 @@ def from_torch(
     """
     if not isinstance(state_dict, Mapping):
         raise SlimError(f"a state dict is a mapping of names to arrays, not {type(state_dict).__name__}")
-    state_dict = model.slim.from_official(state_dict)
+    if hasattr(model, "slim"):
+        state_dict = model.slim.from_official(state_dict)
     want = rules.expected(model)
     fresh_prefixes, ignored_prefixes = _prefixes(init_missing), _prefixes(ignore)
     for prefix in fresh_prefixes:
@@ -109,7 +110,8 @@ def to_torch(model: Any, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise SlimError(_report(want, shapes, [], missing, misfits, unexpected, what="the variables", hints=False))
     flat = jax.device_get(rules.flatten(variables))
     state = {name: rules.to_torch_layout(leaf, np.asarray(flat[leaf.path])) for name, leaf in have.items()}
-    return model.slim.to_official(state | {name: np.zeros((), np.int64) for name in rules.counters(have)})
+    state |= {name: np.zeros((), np.int64) for name in rules.counters(have)}
+    return model.slim.to_official(state) if hasattr(model, "slim") else state
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:

@@ -7,8 +7,9 @@ from slimvit_jax.methods.avit import AViT
 from slimvit_jax.methods.dpcknn import DPCKNN
 from slimvit_jax.methods.dynamicvit import DynamicViT
 from slimvit_jax.methods.evit import EViT
-from slimvit_jax.methods.kmedoids import KMedoids
 from slimvit_jax.methods.evo import Evo
+from slimvit_jax.methods.ia_red2 import IARED2
+from slimvit_jax.methods.kmedoids import KMedoids
 from slimvit_jax.methods.life_regression import LifeRegression
 from slimvit_jax.methods.patchmerger import PatchMerger
 from slimvit_jax.methods.random import Random
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Slimming]] = {
         DynamicViT,
         EViT,
         Evo,
+        IARED2,
         KMedoids,
         PatchMerger,
         Random,
@@ -44,6 +46,8 @@ __all__ = [
     "DPCKNN",
     "DynamicViT",
     "EViT",
+    "Evo",
+    "IARED2",
     "KMedoids",
     "LifeRegression",
     "METHODS",

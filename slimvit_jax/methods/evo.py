@@ -49,8 +49,8 @@ class Evo(Slimming, kw_only=True):
         fast path:  every placeholder += the residuals that the representative received from attention and MLP
         logits = head(norm(mean of all N patches));  training adds head_cls(norm_cls(class token))
 
-    "At layer t" means before layer t: with locations (5, 9) the layers 1-4 are dense, and all N patches are ranked again
-    before layers 5 and 9, each time after those left out have come back. Scores of computed patches alone are updated.
+    "At layer t" means before layer t: with locations (5, 9) the layers 1-4 are dense, and all N patches are ranked
+    before layers 5 and 9, each time after those left out have come back. Only scores of computed patches are updated.
     The pooled head replaces the backbone's own pooling, in its parameters `norm` (or `fc_norm`) and `head`.
 
     With `representative` (the paper) a placeholder moves by the sum of all the residuals of its stage: the weights stay
@@ -64,8 +64,8 @@ class Evo(Slimming, kw_only=True):
     State-dict names are the release's: norms.i, qks.i, vs.i, projs.i beside blocks.i; timm's are read as well.
     Cost: (P + n) D per class row in front of the last selection, (N - n) D per representative token, one token a layer.
 
-    aux.taps: "class_attention", the running scores (B, N) in raster order at each selection; "class_logits" in training.
-    aux.scores is the first of them. aux.kept holds -1 for the representative token, which comes last.
+    aux.taps: "class_attention", the running scores (B, N) in raster order at each selection; in training also
+    "class_logits". aux.scores is the first of the former. aux.kept has -1, in the last place, for the representative.
 
     Attributes:
       keep_rate: r, a float or one per location; always a share of all N patches.

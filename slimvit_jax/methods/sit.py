@@ -107,8 +107,8 @@ class SiT(Slimming, kw_only=True):
 
     Deviations: a model with two heads is trained and compared on their mean (the release looks at the class token's
     alone and teaches the other head hard labels of a convolutional teacher); without a teacher the two distillation
-    losses are left out. A keep rate of 1 still mixes the tokens: it is not the dense model. Cost per location, from n to
-    k tokens: n (D^2/2 + k D/2 + k D).
+    losses are left out. A keep rate of 1 still mixes the tokens: it is not the dense model. Cost per location, from n
+    to k tokens: n (D^2/2 + k D/2 + k D).
 
     aux.taps: "assignments", (B, n, k) per location, and in training "recovered", (B, N, D) of every layer. aux.scores
     is the share of each patch in the last tokens, (B, N), summing to 1.
@@ -139,7 +139,7 @@ class SiT(Slimming, kw_only=True):
         if stages is not None:
             whole = isinstance(stages, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in stages)
             if not whole or len(stages) < 2 or min(stages) < 1:
-                raise SlimError(f"stage_blocks={stages!r} must be at least two positive numbers of layers, one per stage")
+                raise SlimError(f"stage_blocks={stages!r} must hold two or more positive numbers of layers")
         check_keep_rate(self.keep_rate, check_locations(self.places))
 
     def check_geometry(self, geometry: Geometry) -> None:
@@ -155,8 +155,8 @@ class SiT(Slimming, kw_only=True):
         ours, theirs = ((g.depth, g.dim, g.grid) for g in (self.bound, teacher))
         if ours != theirs:
             raise SlimError(
-                f"method {self.method!r} compares tokens layer by layer: a teacher of depth, width and grid {theirs} does"
-                f" not fit a student of {ours}"
+                f"method {self.method!r} compares tokens layer by layer: a teacher of depth, width and grid {theirs}"
+                f" does not fit a student of {ours}"
             )
 
     @property
