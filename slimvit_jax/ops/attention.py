@@ -1,8 +1,8 @@
 """Attention as pure functions on arrays, with one optional weight per key.
 
-Layout: queries, keys and values are (B, N, H, D), the way a ``qkv`` projection leaves them; no function here needs
-the heads in front, and none asks its caller for a transpose.  Softmax and its sums are float32 whatever the compute
-dtype.  The logits are scaled by ``D ** -0.5``.
+Layout: queries, keys and values are (B, N, H, D), the way a ``qkv`` projection leaves them; what a function needs in
+another order it moves itself.  Softmax and its sums are float32 whatever the compute dtype.  The logits are scaled by
+``D ** -0.5``.
 """
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ from slimvit_jax.errors import SlimError, unknown
 BACKENDS = ("auto", "xla", "cudnn")
 
 
+def _heads_first(x: Array) -> Array:
+    """(B, N, H, D) to (B, H, N, D).
+
+    On CPU the batched products of XLA are fastest on operands whose batch axes come first; left to an einsum, XLA
+    would transpose the far larger logits instead.
+    """
+    return x.transpose(0, 2, 1, 3)
+
+
 def _logits(q: Array, k: Array, log_weight: Array | None) -> Array:
-    """float32 (B, H, Nq, Nk) scaled logits, plus ``log_weight`` (B, Nk) of each key."""
+    """float32 (B, H, Nq, Nk) scaled logits of queries and keys (B, H, N, D), plus ``log_weight`` (B, Nk) of each key."""
     scale = q.shape[-1] ** -0.5
-    # The scale goes into the queries: (B, Nq, H, D) numbers instead of the (B, H, Nq, Nk) of the logits.  Under
+    # The scale goes into the queries: (B, H, Nq, D) numbers instead of the (B, H, Nq, Nk) of the logits.  Under
     # bfloat16 it waits for the float32 logits, because a rounded scale is only exact for a power of four.
     early = q.dtype == jnp.float32
     q = q * jnp.asarray(scale, q.dtype) if early else q
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
     logits = logits if early else logits * scale
     if log_weight is not None:
         logits = logits + log_weight.astype(jnp.float32)[:, None, None, :]
@@ -60,16 +69,16 @@ def attention(q: Array, k: Array, v: Array, *, log_weight: Array | None = None, 
             raise SlimError(f"attention backend 'cudnn' needs bfloat16 or float16, got {q.dtype.name}: use 'xla'")
         bias = None if log_weight is None else log_weight.astype(q.dtype)[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
     weights = _shifted_exp(_logits(q, k, log_weight))
-    total = weights.sum(-1)                                                         # (B, H, Nq)
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Dividing the (Nq, D) output by the row sums instead of the (Nq, Nk) weights saves a pass over the larger array.
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / total.transpose(0, 2, 1)[..., None]).astype(q.dtype)
+    return _heads_first((out / weights.sum(-1, keepdims=True)).astype(q.dtype))
 
 
 def attention_probabilities(q: Array, k: Array, *, log_weight: Array | None = None) -> Array:
     """The full softmax, float32 (B, H, Nq, Nk), for methods that read the whole matrix; arguments as `attention`."""
-    weights = _shifted_exp(_logits(q, k, log_weight))
+    weights = _shifted_exp(_logits(_heads_first(q), _heads_first(k), log_weight))
     return weights / weights.sum(-1, keepdims=True)
 
 
@@ -104,9 +113,11 @@ def policy_attention(q: Array, k: Array, v: Array, policy: Array, *, eps: float 
       (B, N, H, D) in the dtype of ``q``.
     """
     n = k.shape[1]
+    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
     logits = _logits(q, k, None)
     keep = policy.astype(jnp.float32)[:, None, None, :]
     keep = keep + (1.0 - keep) * jnp.eye(n, dtype=jnp.float32)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True)) * keep
     weights = (weights + eps / n) / (weights.sum(-1, keepdims=True) + eps)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(q.dtype)
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return _heads_first(out.astype(q.dtype))
