@@ -25,7 +25,7 @@ def _heads_first(x: Array) -> Array:
 
 
 def _logits(q: Array, k: Array, log_weight: Array | None) -> Array:
-    """float32 (B, H, Nq, Nk) scaled logits of queries and keys (B, H, N, D), plus ``log_weight`` (B, Nk) of each key."""
+    """Scaled logits of queries and keys (B, H, N, D) plus the keys' (B, Nk) log weights: float32 (B, H, Nq, Nk)."""
     scale = q.shape[-1] ** -0.5
     # The scale goes into the queries: (B, H, Nq, D) numbers instead of the (B, H, Nq, Nk) of the logits.  Under
     # bfloat16 it waits for the float32 logits, because a rounded scale is only exact for a power of four.
