@@ -257,10 +257,21 @@ def draw_accuracy_speed(
                 axis.axhline(top1[0], color=INK, lw=0.8, ls=":")
                 continue
             color, marker = next(colors, looks[-1])
+            front = color == ACCENT  # the first series is what the picture is about
             axis.errorbar(
-                speed, top1, error, color=color, marker=marker, ms=6, lw=1.6, elinewidth=1, capsize=2.5, label=name
+                speed,
+                top1,
+                error,
+                color=color,
+                marker=marker,
+                ms=7 if front else 5,
+                lw=2 if front else 1.2,
+                elinewidth=1.2 if front else 0.7,
+                capsize=2.5,
+                zorder=3 if front else 2,
+                label=name,
             )
-            if color == ACCENT:
+            if front:
                 for point, x, y in zip(points, speed, top1, strict=True):
                     axis.annotate(
                         str(point["label"]), (x, y), xytext=(6, 7), textcoords="offset points", fontsize=9, color=color
