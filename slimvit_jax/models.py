@@ -1,13 +1,14 @@
 """The named models as data: what to build, how timm prepares their images, where their published weights are.
 
-Everything here is a fact of timm 1.0.31 (constructor arguments in vision_transformer.py and deit.py, and the default
-pretrained configuration of each name). Nothing is imported but the standard library, so that listing models is instant.
+The ViTs are facts of timm 1.0.31 (constructor arguments in vision_transformer.py and deit.py, and the default
+pretrained configuration of each name); LV-ViT and SiT, which timm has not, of their authors' code. Nothing is imported but the standard library, so that listing models is instant.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -40,16 +41,20 @@ class NamedModel:
     """One entry of the table.
 
     Attributes:
-      family: the any-size family that builds it ("vit", "deit_distilled").
+      family: the any-size family that builds it ("vit", "lvvit").
       kwargs: that family's keywords under timm's names; what a caller passes to create_model overrides them.
       preprocess: timm's default preparation of images.
-      hub: the Hugging Face repository of timm's default weights.
+      hub: the Hugging Face repository of timm's default weights; "" where timm has none.
+      method: the slimming method that belongs to the name, None for a dense model; a caller's method replaces it.
+      method_kwargs: that method's options, which a caller's replace.
     """
 
     family: str
     kwargs: Mapping[str, Any]
     preprocess: Preprocess
     hub: str
+    method: str | None = None
+    method_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # width, layers, heads of the standard sizes
@@ -102,6 +107,46 @@ def _table() -> dict[str, NamedModel]:
         name = f"vit_{size}_patch14_reg4_dinov2"
         more = more | {"reg_tokens": 4, "no_embed_class": True}
         table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
+    return table | _lvvit_table()
+
+
+def _lvvit_table() -> dict[str, NamedModel]:
+    """LV-ViT, and SiT on it: sizes, stages and crops of models/lvvit.py and exp/ of Sense-X/SiT."""
+    # width, layers, heads, image side, stem, skip_lam, crop
+    sizes = {
+        "t": (320, 14, 5, 224, "4c", 2.0, 0.9),
+        "s": (384, 16, 6, 224, "4c", 2.0, 0.9),
+        "m": (512, 20, 8, 224, "4c", 2.0, 1.0),
+        "l": (768, 24, 12, 288, "6c", 3.0, 1.0),
+    }
+    # backbone and layers per stage
+    slimmed = {
+        "t": ("t", (1, 1, 1, 11)),
+        "xs": ("s", (1, 1, 1, 13)),
+        "s": ("s", (9, 3, 2, 2)),
+        "m": ("m", (10, 4, 3, 3)),
+        "l": ("l", (10, 4, 3, 7)),
+    }
+    table: dict[str, NamedModel] = {}
+    for size, (dim, depth, heads, side, stem, skip_lam, crop) in sizes.items():
+        kwargs: dict[str, Any] = {
+            "img_size": side,
+            "patch_size": 16,
+            "embed_dim": dim,
+            "depth": depth,
+            "num_heads": heads,
+            "mlp_ratio": 3.0,
+            "qkv_bias": False,
+            "num_classes": 1000,
+            "p_emb": stem,
+            "skip_lam": skip_lam,
+        }
+        preprocess = Preprocess(crop_pct=crop, input_size=(side, side))
+        table[f"lvvit_{size}"] = NamedModel("lvvit", MappingProxyType(kwargs), preprocess, hub="")
+    for size, (backbone, blocks) in slimmed.items():
+        options = MappingProxyType({"keep_rate": 0.5, "locations": tuple(accumulate(blocks[:-1]))})
+        dense = table[f"lvvit_{backbone}"]
+        table[f"sit_{size}"] = dataclasses.replace(dense, method="sit", method_kwargs=options)
     return table
 
 

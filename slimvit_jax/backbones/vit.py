@@ -139,8 +139,8 @@ class VisionTransformer(nn.Module, kw_only=True):
         return self.slim.bound
 
     def setup(self) -> None:
-        geometry, dtype = self.geometry, jnp.dtype(self.dtype)
-        self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, dtype, use_bias=not self.pre_norm)
+        dtype = jnp.dtype(self.dtype)
+        self.patch_embed = self.patch_embedding()
         tiny = nn.initializers.normal(1e-6)
         if self.class_token:
             self.cls_token = self.param("cls_token", tiny, (1, 1, self.embed_dim))
@@ -148,8 +148,7 @@ class VisionTransformer(nn.Module, kw_only=True):
             self.dist_token = self.param("dist_token", truncated, (1, 1, self.embed_dim))
         if self.reg_tokens:
             self.reg_token = self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim))
-        positions = geometry.num_patches + (0 if self.no_embed_class else geometry.prefix_tokens)
-        self.pos_embed = self.param("pos_embed", truncated, (1, positions, self.embed_dim))
+        self.pos_embed = self.param("pos_embed", truncated, (1, self.position_count, self.embed_dim))
         self.pos_drop = nn.Dropout(self.pos_drop_rate)
         if self.pre_norm:
             self.norm_pre = LayerNorm(self.eps, dtype)
@@ -166,6 +165,7 @@ class VisionTransformer(nn.Module, kw_only=True):
                 proj_drop=self.proj_drop_rate,
                 drop_path=rate,
                 eps=self.eps,
+                residual_scale=self.residual_scale,
                 dtype=dtype,
                 backend=self.attention,
             )
@@ -180,6 +180,41 @@ class VisionTransformer(nn.Module, kw_only=True):
             self.head = Linear(self.num_classes, dtype=jnp.float32)
             if self.distilled:
                 self.head_dist = Linear(self.num_classes, dtype=jnp.float32)
+
+    # What a subclass may have otherwise ------------------------------------------------------------------------------
+
+    @classmethod
+    def translate(
+        cls, method: str | Slimming | None, options: dict[str, Any]
+    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+        """Method and options of `create_model`, other spellings of them put into ours."""
+        return method, options
+
+    @property
+    def residual_scale(self) -> float:
+        """Divides both branches of every layer."""
+        return 1.0
+
+    @property
+    def position_count(self) -> int:
+        """Tokens that `pos_embed` covers."""
+        return self.geometry.num_patches + (0 if self.no_embed_class else self.geometry.prefix_tokens)
+
+    def patch_embedding(self) -> nn.Module:
+        """The module "patch_embed"."""
+        return PatchEmbed(self.patch_size, self.embed_dim, jnp.dtype(self.dtype), use_bias=not self.pre_norm)
+
+    def embed_flops(self) -> int:
+        """Multiply-adds of the patch embedding."""
+        return self.geometry.num_patches * self.patch_size[0] * self.patch_size[1] * self.in_chans * self.embed_dim
+
+    def _patches(self, images: Array, train: bool) -> Array:
+        return self.patch_embed(images)
+
+    def _positions(self) -> Array:
+        return self.pos_embed
+
+    # -----------------------------------------------------------------------------------------------------------------
 
     @property
     def _norm_after_pooling(self) -> bool:
@@ -237,19 +272,18 @@ class VisionTransformer(nn.Module, kw_only=True):
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
         geometry, plan, dim = self.geometry, self.slim.plan, self.embed_dim
-        embed = geometry.num_patches * self.patch_size[0] * self.patch_size[1] * self.in_chans * dim
         prefix, hidden = geometry.prefix_tokens, int(dim * self.mlp_ratio)
         layers = tuple(
             block_flops(prefix + a, prefix + m, dim, hidden) for a, m in zip(plan.attention, plan.mlp, strict=True)
         )
-        return embed, layers, dim * self.num_classes * (2 if self.distilled else 1)
+        return self.embed_flops(), layers, dim * self.num_classes * (2 if self.distilled else 1)
 
     def _embed(self, images: Array, train: bool) -> Tokens:
-        patches = self.patch_embed(images)
+        patches = self._patches(images, train)
         batch, n, _ = patches.shape
         prefix = [getattr(self, name) for name, there in self._prefix_names() if there]
         front = [jnp.broadcast_to(p.astype(patches.dtype), (batch, *p.shape[1:])) for p in prefix]
-        position = self.pos_embed.astype(patches.dtype)
+        position = self._positions().astype(patches.dtype)
         if self.no_embed_class:
             x = jnp.concatenate([*front, patches + position], axis=1)
         else:

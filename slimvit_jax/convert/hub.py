@@ -25,7 +25,7 @@ def repository(path: str) -> str:
     owner, _, model = name.partition("/")
     if not owner or not model:
         raise SlimError(f"{path!r}: expected {PREFIX}OWNER/NAME, such as {PREFIX}{NAMED['deit_small_patch16_224'].hub}")
-    return NAMED[model].hub if owner == "timm" and model in NAMED else name
+    return (NAMED[model].hub or name) if owner == "timm" and model in NAMED else name
 
 
 def fetch(path: str) -> Path:

@@ -1,0 +1,132 @@
+"""LV-ViT (Jiang et al. 2021) as the release of SiT has it (models/lvvit.py of Sense-X/SiT)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.backbones.vit import VisionTransformer
+from slimvit_jax.errors import SlimError
+from slimvit_jax.layers import Linear, PatchEmbed, truncated
+from slimvit_jax.layers_conv import ConvStem, StemLayers, stem_flops, stem_layers
+from slimvit_jax.plan import check_choice
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+STRIDE = 16
+
+
+class LVViT(VisionTransformer, kw_only=True):
+    """A vision transformer with a convolutional stem, scaled residuals and a token-labelling head.
+
+    What differs from `VisionTransformer`, whose other options hold here too: the patches come from 3x3 convolutions with
+    batch norms (`p_emb`), both branches of every layer are divided by `skip_lam`, layer norms have eps 1e-5, queries,
+    keys and values no bias, and `aux_head` classifies every patch: in training `aux.taps["token_logits"]` (B, n, C) of
+    the patches held at the end. Inference does not use it; checkpoints keep it.
+
+    A distilled model (`distilled`, official: conv_distillation) has the parameters dist_token, dist_pos_embed, head_dist.
+
+    Attributes:
+      p_emb: "4c" or "6c" convolutions (stride 16), or "none" for the patch embedding of ViT.
+      skip_lam: divides the residual branches.
+      stage_blocks: layers per stage of SiT, which method "sit" reads; they must add up to depth. Else unused.
+      fused: the batch norms are folded into the convolutions; inference only, see `fuse`.
+    """
+
+    mlp_ratio: float = 3.0
+    qkv_bias: bool = False
+    eps: float = 1e-5
+    p_emb: str = "4c"
+    skip_lam: float = 2.0
+    stage_blocks: tuple[int, ...] | None = None
+    fused: bool = False
+
+    @classmethod
+    def translate(
+        cls, method: str | Slimming | None, options: dict[str, Any]
+    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+        """The release's keywords: distillation_type="frd" is method "sit", keeping_ratio its keep_rate."""
+        options = dict(options)
+        kind = options.pop("distillation_type", None)
+        check_choice("distillation_type", kind, (None, "none", "frd"))
+        if kind == "frd" and method is None:
+            method = "sit"
+        ratio = options.pop("keeping_ratio", None)
+        if ratio is not None and method == "sit":
+            options.setdefault("keep_rate", ratio)
+        if "conv_distillation" in options:
+            options["distilled"] = bool(options.pop("conv_distillation"))
+        return method, options
+
+    @classmethod
+    def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
+        options = super().normalise(options)
+        get = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
+        check_choice("p_emb", get("p_emb"), ("4c", "6c", "none"))
+        if get("p_emb") != "none":
+            if options["patch_size"] != (STRIDE, STRIDE):
+                raise SlimError(
+                    f"patch_size={options['patch_size']}: the convolutions of p_emb={get('p_emb')!r} have stride {STRIDE};"
+                    " patches of another size need p_emb='none'"
+                )
+            if get("embed_dim") % 8:
+                raise SlimError(f"embed_dim={get('embed_dim')} must be divisible by 8: the stem begins with an eighth")
+        elif get("fused"):
+            raise SlimError("fused=True: p_emb='none' has no batch norm to fold")
+        if not get("skip_lam") > 0:
+            raise SlimError(f"skip_lam={get('skip_lam')!r} must be positive: it divides the residual branches")
+        if get("stage_blocks") is not None:
+            stages = options["stage_blocks"] = tuple(get("stage_blocks"))
+            if sum(stages) != get("depth"):
+                raise SlimError(f"stage_blocks={stages} has {sum(stages)} layers in all; the model has {get('depth')}")
+        return options
+
+    def setup(self) -> None:
+        super().setup()
+        if self.distilled:
+            self.dist_pos_embed = self.param("dist_pos_embed", truncated, (1, 1, self.embed_dim))
+        if self.num_classes:
+            self.aux_head = Linear(self.num_classes, dtype=jnp.float32)
+
+    @property
+    def stem_layers(self) -> StemLayers:
+        """(channels, stride) of the stem's convolutions."""
+        return stem_layers(self.p_emb, self.embed_dim)
+
+    @property
+    def residual_scale(self) -> float:
+        return self.skip_lam
+
+    @property
+    def position_count(self) -> int:
+        return super().position_count - (self.distilled and not self.no_embed_class)
+
+    def patch_embedding(self) -> nn.Module:
+        if self.p_emb == "none":
+            return PatchEmbed(self.patch_size, self.embed_dim, jnp.dtype(self.dtype), use_bias=not self.pre_norm)
+        return ConvStem(self.stem_layers, fused=self.fused, dtype=jnp.dtype(self.dtype))
+
+    def embed_flops(self) -> int:
+        if self.p_emb == "none":
+            return super().embed_flops()
+        return stem_flops(self.stem_layers, self.img_size, self.in_chans)
+
+    def _patches(self, images: Array, train: bool) -> Array:
+        if self.fused and train:
+            raise SlimError("a fused model is for inference only: its batch norms are gone")
+        return self.patch_embed(images) if self.p_emb == "none" else self.patch_embed(images, train)
+
+    def _positions(self) -> Array:
+        if not self.distilled or self.no_embed_class:
+            return self.pos_embed
+        return jnp.concatenate([self.pos_embed[:, :1], self.dist_pos_embed, self.pos_embed[:, 1:]], axis=1)
+
+    def _classify(self, tokens: Tokens, mean: Array | None, train: bool) -> tuple[Array, dict[str, Array]]:
+        logits, taps = super()._classify(tokens, mean, train)
+        if self.num_classes and (train or self.is_initializing()):
+            taps = {**taps, "token_logits": self.aux_head(tokens.patches)}
+        return logits, taps

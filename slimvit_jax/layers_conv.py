@@ -1,0 +1,118 @@
+"""Batch normalisation and the convolutional stems of LV-ViT and LeViT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.ops import elementwise
+
+Array = jax.Array
+#: (output channels, stride) of every 3x3 convolution of a stem.
+StemLayers = Sequence[tuple[int, int]]
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class BatchNorm(nn.Module):
+    """Normalisation per channel (the last axis) over everything else, statistics in float32, result in `dtype`.
+
+    Batch statistics are used, and move the running ones, where `train` is set and the collection "batch_stats" is
+    mutable: `apply(..., train=True, mutable=["batch_stats"])`. Otherwise the running statistics are used and stay as
+    they are, so a train step that leaves the collection alone has a frozen batch norm. Over an array that is sharded
+    under `jit` the mean is that of the whole batch: no axis name is needed.
+
+    The running variance is the unbiased one, as in PyTorch (flax's own module keeps the biased one), so that training
+    continues from a PyTorch checkpoint with the statistics PyTorch would have.
+
+    Attributes:
+      eps: added to the variance.
+      momentum: weight of the new statistics in the running ones (PyTorch's meaning).
+      scale_init: of the gain; zeros for the last norm of a residual branch.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        channels = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = self.param("scale", self.scale_init, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        wide = x.astype(jnp.float32)
+        centre, spread = mean.value, var.value
+        if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            axes = tuple(range(x.ndim - 1))
+            centre = wide.mean(axes)
+            spread = jnp.square(wide - centre).mean(axes)
+            count = x.size // channels
+            mean.value += self.momentum * (centre - mean.value)
+            var.value += self.momentum * (spread * count / max(1, count - 1) - var.value)
+        return ((wide - centre) * (scale * jax.lax.rsqrt(spread + self.eps)) + bias).astype(self.dtype)
+
+
+def conv3x3(features: int, stride: int, use_bias: bool, dtype: Any, name: str) -> nn.Conv:
+    """A padded 3x3 convolution; an image of even size shrinks by exactly `stride`."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=stride,
+        padding=((1, 1), (1, 1)),
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=torch_default,
+        name=name,
+    )
+
+
+def stem_layers(kind: str, dim: int) -> StemLayers:
+    """The convolutions of LV-ViT's "4c" and "6c" stems (models/lvvit.py of Sense-X/SiT); LeViT's stem is "4c" too."""
+    first = ((dim // 8, 2),) if kind == "4c" else ((dim // 8, 2), (dim // 8, 1), (dim // 8, 1))
+    return (*first, (dim // 4, 2), (dim // 2, 2), (dim, 2))
+
+
+def stem_flops(layers: StemLayers, img_size: tuple[int, int], in_chans: int) -> int:
+    """Multiply-adds of the convolutions."""
+    (height, width), channels, total = img_size, in_chans, 0
+    for features, stride in layers:
+        height, width = height // stride, width // stride
+        total += height * width * 9 * channels * features
+        channels = features
+    return total
+
+
+class ConvStem(nn.Module):
+    """3x3 convolutions, each with a batch norm, with an activation between them; none after the last.
+
+    Attributes:
+      layers: see `stem_layers`.
+      activation: between the layers.
+      fused: the batch norms are folded into the convolutions, which then have a bias; inference only.
+    """
+
+    layers: StemLayers
+    activation: Callable[[Array], Array] = elementwise.gelu
+    fused: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool) -> Array:
+        """(B, H, W, C) images to (B, N, D) tokens in raster order."""
+        x = images.astype(self.dtype)
+        for i, (features, stride) in enumerate(self.layers, start=1):
+            x = self.layer(i, features, stride, x, train)
+            if i < len(self.layers):
+                x = self.activation(x)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def layer(self, i: int, features: int, stride: int, x: Array, train: bool) -> Array:
+        """Convolution and norm number i (from 1), under the names of LV-ViT."""
+        x = conv3x3(features, stride, self.fused, self.dtype, f"conv{i}")(x)
+        return x if self.fused else BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train)
