@@ -1,0 +1,146 @@
+"""The report of a run: what it measures, what it says, and the pictures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from train_tools import tiny_config
+
+import slimvit_jax as slim
+from slimvit_jax.analysis import report_text, visualize
+from slimvit_jax.analysis.report import write_report
+from slimvit_jax.training import RunResult, build
+
+
+def untrained_run(folder, **method):
+    """A run whose weights are random: the report does not care."""
+    config = tiny_config(steps=1)
+    config.eval.keep_rates = (0.9, 0.5)
+    config.report.update(images=2, seeds=2, batch_size=120)
+    config.method.update(method)
+    model, dense = build.build_model(config), build.build_model(config, slimmed=False)
+    first = build.init_variables(dense, 0)
+    variables = {"dense": first} | {name: build.init_variables(model, 1) for name in ("predictor", "backbone")}
+    seconds = dict.fromkeys(variables, 1.0)
+    return config, RunResult(config, folder, model, dense, variables, {}, seconds, False)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, write_report(folder, *untrained_run(folder), show=False)
+
+
+def test_report_json_is_whole(written):
+    folder, facts = written
+    assert json.loads((folder / "report.json").read_text()) == facts
+    assert [row["name"] for row in facts["rows"]] == ["dense", "all kept", "0.9", "0.5"]
+    assert all(row["count"] == 360 and row["images_per_second"] > 0 for row in facts["rows"])
+    assert facts["rows"][0]["token_counts"] == [16, 16, 16] and facts["rows"][3]["token_counts"] == [16, 8, 4]
+    assert facts["rows"][0]["speed_ratio"] == 1 and "minus_dense" not in facts["rows"][0]
+    for row in facts["rows"][2:]:
+        assert set(row["by_stage"]) == {"predictor", "backbone"} and len(row["random"]["each"]) == 2
+        lead = row["random"]["learned_minus_random"]
+        assert lead["difference"] == pytest.approx(row["top1"] - np.mean(row["random"]["each"]), abs=1e-6)
+
+
+def test_random_orders_keep_everything_at_rate_one(tmp_path):
+    """At keep rate 1 no order matters: a lead of exactly 0 on the same weights."""
+    config, result = untrained_run(tmp_path)
+    config.eval.keep_rates, config.report.images = (1.0,), 0
+    row = write_report(tmp_path, config, result, show=False)["rows"][2]
+    assert row["random"]["learned_minus_random"] == {"difference": 0.0, "stderr": 0.0}
+    assert row["top1"] == pytest.approx(row["by_stage"]["backbone"])
+
+
+def test_markdown_marks_whose_numbers_they_are(written):
+    folder, facts = written
+    text = (folder / "report.md").read_text()
+    assert "Not measured here: Table III" in text and "360 held-out images" in text
+    for path in facts["figures"].values():
+        assert f"({path})" in text and Image.open(folder / path).size[0] > 300
+    assert not [p for p in folder.rglob(".*")], "temporary files are gone"
+    widths = {}
+    for block in text.split("\n\n"):
+        rows = [line.count("|") for line in block.splitlines() if line.startswith("|")]
+        widths[block[:20]] = len(set(rows)) <= 1
+    assert all(widths.values()), "every table has as many cells in each row as in its head"
+
+
+def test_summary_table_has_a_row_per_keep_rate(written, capsys):
+    folder, facts = written
+    report_text.print_summary(facts, folder)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("dense", "0.9", "0.5", "images/s", "report.md"))
+
+
+def test_run_of_dense_stages_only_has_one_row(tmp_path):
+    config, result = untrained_run(tmp_path)
+    config.method.name = ""
+    for stage in result.config.schedule:
+        config.stages[stage].slimmed = False
+    dense = RunResult(config, tmp_path, result.dense_model, result.dense_model, {"dense": result.variables["dense"]}, {}, {}, False)
+    facts = write_report(tmp_path, config, dense, show=False)
+    assert [row["name"] for row in facts["rows"]] == ["dense"] and facts["figures"] == {}
+    assert "Learned" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("method, options", [("topk", {"keep_rate": 0.5, "locations": (1, 2)}), ("tome", {"r": 2})])
+def test_other_methods_have_a_report_too(tmp_path, method, options):
+    config, result = untrained_run(tmp_path)
+    config.method.name, config.method.options = method, options
+    config.eval.keep_rates = (0.5,)
+    model = build.build_model(config)
+    result = RunResult(config, tmp_path, model, result.dense_model, {"fine": build.init_variables(model, 0)}, {}, {}, False)
+    config.schedule = ("fine",)
+    config.stages.fine = config.stages.backbone
+    facts = write_report(tmp_path, config, result, show=False)
+    assert len(facts["rows"]) == 3 and (tmp_path / "report.md").exists()
+
+
+def verdict(difference, stderr):
+    row = {"name": "0.5", "minus_dense": {"difference": difference, "stderr": stderr}}
+    return report_text._verdict([row], 360)
+
+
+def test_words_claim_only_what_two_standard_errors_carry():
+    assert "do not tell them apart" in verdict(-0.01, 0.008)
+    assert "Apart from the dense model" in verdict(-0.03, 0.008)
+    assert "do not tell them apart" in verdict(0.0, 0.0)
+
+
+def test_paper_tables_are_packaged():
+    table = report_text.paper_tables()["table3_keep_rate"]
+    assert table["keep_rate"] == [1.0, 0.9, 0.8, 0.7] and table["top1"][-1] == 79.3
+
+
+def test_soft_weight_is_equation_7():
+    assert visualize.soft_weight(5.0, [5.0], 2.0) == pytest.approx([0.5])
+    assert visualize.soft_weight(5.0, [4.0], 1.5)[0] == pytest.approx(1 / (1 + np.exp(-1.5)))
+    assert visualize.soft_weight(0.0, [1e4], 3.0)[0] == 0.0
+
+
+@pytest.mark.parametrize("shape, grid", [((8, 8, 1), (4, 4)), ((48, 32, 3), (6, 4)), ((200, 200), (50, 50))])
+def test_lives_are_drawn_for_any_image_and_grid(tmp_path, shape, grid):
+    rng = np.random.default_rng(0)
+    patches = grid[0] * grid[1]
+    images = [rng.integers(0, 256, shape).astype(np.uint8), rng.random(shape)]
+    kept = [np.stack([rng.permutation(patches)[: patches // 2] for _ in images])]
+    lives = rng.normal(8, 3, (2, patches))
+    path = visualize.draw_lives(tmp_path / "x.png", images, grid=grid, kept=kept, lives=lives, life_range=(4, 12))
+    assert Image.open(path).size[0] > 300
+    visualize.draw_lives(tmp_path / "y.png", images[:1], grid=grid, kept=kept)
+
+
+def test_veil_is_dark_exactly_where_patches_are_dropped():
+    veil = visualize._veil(np.array([0, 3, -1]), (2, 2))
+    assert (veil[..., 3] > 0.5).tolist() == [[False, True], [True, False]]
+
+
+def test_pictures_of_no_known_kind_are_refused(tmp_path):
+    with pytest.raises(slim.SlimError, match="endings"):
+        visualize.draw_weight_curves(tmp_path / "x.docx")
+    with pytest.raises(slim.SlimError, match=r"\(2, 2, 5\)"):
+        visualize.draw_lives(tmp_path / "x.png", [np.zeros((2, 2, 5))], grid=(2, 2))
+    assert not list(tmp_path.iterdir())
