@@ -1,0 +1,126 @@
+"""What throughput.py times: forward passes, life regression's own work, and training steps."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import slimvit_jax as slim
+from slimvit_jax.analysis.timing import interleave, sampler
+from slimvit_jax.tokens import Tokens
+from slimvit_jax.training.step import StepOptions, make_train_step, new_state
+
+
+def variables_for(model: Any) -> Any:
+    """Random variables of a model; no compilation, unlike `model.init`."""
+    images = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    random = np.random.default_rng(0)
+
+    def fill(path: Any, leaf: Any) -> Any:
+        positive = path[-1].key in ("scale", "var", "gamma")
+        return jnp.asarray(random.normal(float(positive), 0.02, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def compiled_forward(model: Any, batch: int) -> Any:
+    """A function without arguments that runs one batch lying on the device and waits."""
+    variables = variables_for(model)
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(batch, *model.img_size, model.in_chans)), jnp.float32)
+    run = jax.jit(model.apply).lower(variables, images).compile()
+    return lambda: jax.block_until_ready(run(variables, images))
+
+
+def overhead_share(
+    args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any
+) -> list[dict[str, Any]]:
+    """Score, sort, gather and every later slice on their own, as a share of the slimmed forward pass.
+
+    An upper bound: inside the model XLA fuses the slices with what follows.
+    """
+    rows = []
+    for rate in args.keep_rates:
+        model = slim.create_model(name, method="life_regression", keep_rate=rate, dtype=dtype)
+        method, geometry = model.slim, model.geometry
+        shape = (batch, geometry.prefix_tokens + geometry.num_patches, geometry.dim)
+        x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+        origin = jnp.broadcast_to(jnp.arange(geometry.num_patches, dtype=jnp.int32), (batch, geometry.num_patches))
+
+        def slimming(variables: Any, x: Any, origin: Any, method: Any = method, geometry: Any = geometry) -> Any:
+            def hooks(module: Any) -> list[Any]:
+                tokens = Tokens(x=x, origin=origin, prefix=geometry.prefix_tokens)
+                tokens, seen = module.after_block(tokens, module.base, False), []
+                for layer in range(module.base + 1, geometry.depth + 1):
+                    tokens = module.before_block(tokens, layer, False)
+                    if not seen or tokens.x.shape != seen[-1].shape:
+                        seen.append(tokens.x)
+                return seen
+
+            return method.apply(variables, method=hooks)
+
+        variables = {"params": variables_for(model)["params"]["slim"]}
+        run = jax.jit(slimming).lower(variables, x, origin).compile()
+        own = sampler(lambda run=run, v=variables, x=x, o=origin: jax.block_until_ready(run(v, x, o)))
+        progress(f"compile {rate:g}")
+        whole = sampler(compiled_forward(model, batch))
+        timings = interleave({"own": own, "whole": whole}, args.rounds, args.min_seconds, 0.0, progress)
+        share = timings["own"].median / timings["whole"].median
+        rows.append(
+            {"model": name, "batch": batch, "dtype": dtype, "keep_rate": rate, "share_of_forward": share}
+            | {"milliseconds": 1000 * timings["own"].median, "own": timings["own"].wall, "whole": timings["whole"].wall}
+        )
+    return rows
+
+
+def training_steps(
+    args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any
+) -> list[dict[str, Any]]:
+    """Steps of the training loop (AdamW): predictor only, backbone only, and full fine-tuning of all parameters."""
+    model = slim.create_model(name, method="life_regression", keep_rate=args.keep_rates[0], dtype=dtype)
+    dense = slim.create_model(name, dtype=dtype)
+    random = np.random.default_rng(0)
+    data = {
+        "image": jnp.asarray(random.normal(size=(batch, *model.img_size, model.in_chans)), jnp.float32),
+        "label": jnp.asarray(random.integers(0, model.num_classes, batch), jnp.int32),
+        "mask": jnp.ones(batch, jnp.float32),
+    }
+    cases = {
+        "stage 1: predictor": (model, "method"),
+        "stage 2: backbone": (model, "backbone"),
+        "full fine-tuning": (model, "all"),
+        "full fine-tuning, dense": (dense, "all"),
+    }
+    samplers = {}
+    for label, (module, trainable) in cases.items():
+        progress(f"compile {label}")
+        samplers[label] = sampler(_step(module, trainable, data))
+    timings = interleave(samplers, args.rounds, args.min_seconds, 0.0, progress)
+    full = timings["full fine-tuning"]
+    return [
+        {"model": name, "batch": batch, "dtype": dtype, "step": label, "milliseconds": 1000 * timing.median}
+        | {"of_full": timing.median / full.median, "cpu_of_full": timing.median_cpu / max(full.median_cpu, 1e-9)}
+        | {"wall": timing.wall, "cpu": timing.cpu}
+        for label, timing in timings.items()
+    ]
+
+
+def _step(model: Any, trainable: str, data: Any) -> Any:
+    """A function without arguments that does one step; every call goes on from the state of the last."""
+    optimizer = optax.adamw(1e-5)
+    state = new_state(variables_for(model), trainable, optimizer, ema=False)
+    options = StepOptions(loss_weights=model.slim.loss_weights)
+    step = make_train_step(model, model.slim.losses, optimizer, lambda _: 1e-5, jax.random.key(0), options)
+    run = jax.jit(step, donate_argnums=0).lower(state, data).compile()
+    held = [state]
+
+    def call() -> None:
+        held[0], metrics = run(held[0], data)
+        jax.block_until_ready((held[0], metrics))
+
+    return call

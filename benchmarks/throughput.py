@@ -1,0 +1,193 @@
+"""Images per second of slimmed models beside the dense one, and beside timm on the same machine.
+
+    python benchmarks/throughput.py                                   DeiT-S at 0.7 against dense, batch 16, float32
+    python benchmarks/throughput.py --timm --compile --training       with timm, score overhead and training steps
+    python benchmarks/throughput.py --methods all --models deit_tiny_patch16_224 --keep-rates 0.7,0.5
+    python benchmarks/throughput.py --models deit_small_patch16_224,deit_base_patch16_224 --dtypes bfloat16 \\
+        --batch-sizes 256,1024 --timm --compile --peak-tflops 989     on a GPU
+
+Whatever is compared takes turns, round after round: ours in one process, timm in a worker process. The figures to read
+are the ratios of medians; absolute ones drift with whatever else the machine does. "quotient" is the speed ratio over
+the ratio of multiply-adds: 1 means that all of the saved arithmetic became speed. Weights are random: speed does not
+depend on them. JSON holds every sample, elapsed and CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import shlex
+import sys
+from typing import Any
+
+ALONE = "XLA_PYTHON_CLIENT_PREALLOCATE"  # JAX would take most of a GPU's memory before timm's process asks for its own
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    listed = lambda kind: lambda text: [kind(part) for part in text.split(",") if part]
+    add = parser.add_argument
+    add("--models", type=listed(str), default=["deit_small_patch16_224"], metavar="NAME,...")
+    add("--methods", type=listed(str), default=["life_regression"], metavar="NAME,...", help="or 'all'")
+    add("--keep-rates", type=listed(float), default=[0.7], metavar="R,...")
+    add("--batch-sizes", type=listed(int), default=[16], metavar="B,...")
+    add("--dtypes", type=listed(str), default=["float32"], metavar="NAME,...", help="float32, bfloat16")
+    add("--rounds", type=int, default=9, metavar="N", help="samples of each")
+    add("--min-seconds", type=float, default=0.2, metavar="S", help="least length of a sample")
+    add("--timm", action="store_true", help="also timm's dense model, eager")
+    add("--compile", action="store_true", help="with --timm: also under torch.compile")
+    add("--timm-device", default="", metavar="NAME", help="torch device; default: cuda where JAX has a GPU, else cpu")
+    add("--pause", type=float, default=0.3, metavar="S", help="with --timm: wait while the other's threads spin down")
+    add("--overhead", action="store_true", help="also the share of life regression's score, sort and slice")
+    add("--training", action="store_true", help="also stage-1, stage-2 and full fine-tuning steps (and --overhead)")
+    add("--training-batch", type=int, default=16, metavar="B")
+    add("--peak-tflops", type=float, metavar="T", help="the device's peak, for the achieved share")
+    add("--json", metavar="FILE", help="write all samples there")
+    args = parser.parse_args(argv)
+    if min(args.rounds, *args.batch_sizes, args.training_batch) < 1:
+        parser.error("--rounds and batch sizes must be at least 1")
+    return args
+
+
+def candidates(args: argparse.Namespace, name: str, dtype: str, notes: list[str]) -> dict[str, tuple[Any, str, Any]]:
+    """label -> (model, method, keep rate or None); what create_model refuses goes to the notes."""
+    import slimvit_jax as slim
+
+    found: dict[str, tuple[Any, str, Any]] = {"dense": (slim.create_model(name, dtype=dtype), "dense", None)}
+    methods = slim.list_methods() if args.methods == ["all"] else args.methods
+    for method in methods:
+        cls = slim.methods.METHODS.get(method)
+        rates = args.keep_rates if cls is None or "keep_rate" in cls.__dataclass_fields__ else [None]
+        for rate in rates:
+            options = {} if rate is None else {"keep_rate": rate}
+            label = method if rate is None else f"{method} {rate:g}"
+            try:
+                found[label] = (slim.create_model(name, method=method, dtype=dtype, **options), method, rate)
+            except slim.SlimError as error:
+                if cls is None:
+                    raise
+                notes.append(f"{name}, {label}: {error}")
+    return found
+
+
+def measure_group(
+    args: argparse.Namespace, name: str, batch: int, dtype: str, worker: Any, progress: Any, notes: list[str]
+) -> list[dict[str, Any]]:
+    """One table: everything that is compared at one model, batch size and dtype."""
+    import jax
+    from runs import compiled_forward
+
+    import slimvit_jax as slim
+    from slimvit_jax.analysis.timing import interleave, sampler
+
+    models = candidates(args, name, dtype, notes)
+    samplers, info = {}, {}
+    for label, (model, method, rate) in models.items():
+        progress(f"compile {label}")
+        samplers[label] = sampler(compiled_forward(model, batch))
+        info[label] = {"method": method, "keep_rate": rate, "flops": slim.flops(model).total}
+    dense_flops = info["dense"]["flops"]
+    if worker is not None:
+        device = args.timm_device or ("cuda" if jax.default_backend() == "gpu" else "cpu")
+        for label, compiled in [("timm eager", False), ("timm torch.compile", True)][: 1 + args.compile]:
+            progress(f"build {label}")
+            try:
+                number = worker.build(name, batch, dtype, compiled, device, len(os.sched_getaffinity(0)))
+            except RuntimeError as error:
+                notes.append(f"{name}, {label}: {error}")
+                continue
+            samplers[label] = worker.sampler(number)
+            info[label] = {"method": label, "keep_rate": None, "flops": dense_flops}
+    pause = args.pause if worker is not None else 0.0
+    timings = interleave(samplers, args.rounds, args.min_seconds, pause, progress)
+    rows = []
+    for label, timing in timings.items():
+        speed = timings["dense"].median / timing.median
+        ratio = dense_flops / info[label]["flops"]
+        rows.append(
+            {"model": name, "batch": batch, "dtype": dtype, "name": label, **info[label]}
+            | {"images_per_second": batch / timing.median, "speed_ratio": speed, "flops_ratio": ratio}
+            | {"quotient": speed / ratio, "cpu_ratio": timings["dense"].median_cpu / max(timing.median_cpu, 1e-9)}
+            | {"tflops": 2e-12 * info[label]["flops"] * batch / timing.median}
+            | {"wall": timing.wall, "cpu": timing.cpu}
+        )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints the tables, writes the JSON; exit status 2 for bad input."""
+    args = parse(argv)
+    if args.timm:
+        os.environ.setdefault(ALONE, "false")
+    from runs import overhead_share, training_steps
+    from timm_worker import Timm
+    from tqdm import tqdm
+
+    import slimvit_jax as slim
+    from slimvit_jax.analysis.timing import describe_machine
+    from slimvit_jax.cli import common
+    from slimvit_jax.files import write_json
+
+    notes: list[str] = []
+    result: dict[str, Any] = {"command": shlex.join([os.path.basename(sys.executable), *sys.argv])}
+    result |= {"machine": describe_machine(), "throughput": [], "overhead": [], "training": [], "notes": notes}
+    groups = list(itertools.product(args.models, args.dtypes, args.batch_sizes))
+    try:
+        with contextlib.ExitStack() as stack:
+            worker = stack.enter_context(Timm()) if args.timm else None
+            bar = stack.enter_context(tqdm(unit="sample", dynamic_ncols=True, leave=False, disable=None))
+
+            def progress(what: str) -> None:
+                bar.set_postfix_str(what)
+                bar.update()
+
+            for name, dtype, batch in groups:
+                bar.set_description(f"{name} {dtype} {batch}")
+                result["throughput"] += measure_group(args, name, batch, dtype, worker, progress, notes)
+                if args.overhead or args.training:
+                    result["overhead"] += overhead_share(args, name, batch, dtype, progress)
+            for name, dtype in itertools.product(args.models, args.dtypes) if args.training else ():
+                bar.set_description(f"{name} {dtype} training")
+                result["training"] += training_steps(args, name, args.training_batch, dtype, progress)
+    except slim.SlimError as error:
+        print(f"throughput.py: error: {error}", file=sys.stderr)
+        return 2
+    print_tables(args, result, common)
+    if args.json:
+        write_json(args.json, result)
+    return 0
+
+
+def print_tables(args: argparse.Namespace, result: dict[str, Any], common: Any) -> None:
+    """One table per kind of measurement, then the notes."""
+    machine = result["machine"]
+    title = f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['devices'])}"
+    columns = ["images/s", "x dense", "CPU time x", "FLOPs x", "quotient"] + ["share of peak"] * bool(args.peak_tflops)
+    table = common.table("model", "batch", "dtype", "", *columns, title=title)
+    for row in result["throughput"]:
+        cells = [row["model"], str(row["batch"]), row["dtype"], row["name"], f"{row['images_per_second']:,.1f}"]
+        cells += [f"{row[key]:.3f}" for key in ("speed_ratio", "cpu_ratio", "flops_ratio", "quotient")]
+        cells += [f"{row['tflops'] / args.peak_tflops:.1%}"] if args.peak_tflops else []
+        table.add_row(*cells)
+    common.show(table)
+    for kind, columns in (
+        ("overhead", ["keep_rate", "milliseconds", "share_of_forward"]),
+        ("training", ["step", "milliseconds", "of_full", "cpu_of_full"]),
+    ):
+        if result[kind]:
+            table = common.table("model", "batch", "dtype", *[c.replace("_", " ") for c in columns], title=kind)
+            for row in result[kind]:
+                values = [row[c] for c in ("model", "batch", "dtype", *columns)]
+                table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in values])
+            common.show(table)
+    for note in result["notes"]:
+        print(f"note: {note}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
