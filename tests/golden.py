@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,8 @@ import slimvit_jax as slim
 from slimvit_jax.convert.statedict import from_torch
 
 HERE = Path(__file__).parent / "goldens"
+#: For jax.jit where results matter and speed does not: a third of the compile time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 BACKBONE = ("img_size", "patch_size", "num_classes", "embed_dim", "depth", "num_heads")
 
 
@@ -56,3 +59,23 @@ def close(ours: Any, reference: np.ndarray, atol: float = 1e-4) -> None:
     np.testing.assert_allclose(
         np.asarray(ours, np.float64), reference, rtol=0, atol=atol * max(1.0, float(np.abs(reference).max()))
     )
+
+
+def random_variables(model: Any, seed: int = 0) -> dict[str, Any]:
+    """Variables without running `init`: kernels keep the scale of their input, nothing is zero."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *model.img_size, model.in_chans)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jnp.ndarray:
+        noise, name = rng.normal(size=leaf.shape), path[-1].key
+        if name == "var":
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        elif name == "kernel":
+            value = 1.4 * noise / np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name in ("scale", "gamma"):
+            value = 1 + 0.1 * noise
+        else:
+            value = (0.1 if name in ("bias", "mean", "weight") else 0.5) * noise
+        return jnp.asarray(value, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import Golden, close
+from golden import FAST_COMPILE, Golden, close, random_variables
 
 import slimvit_jax as slim
 from slimvit_jax import losses
@@ -26,14 +26,24 @@ ROUND = ("orig_idx_layer3", "orig_idx_layer6", "orig_idx_layer9")
 STAGES = ("kept_stage0", "kept_stage1", "kept_stage2")
 
 
-def run(model, variables, images, **options):
-    return jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options))(variables, images)
+def run(model, variables, images, compiler_options=FAST_COMPILE, **options):
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options), compiler_options=compiler_options)
+    return apply(variables, images)
+
+
+def drawn(model, variables, seeds):
+    """The aux of the training path for each seed, compiled once."""
+    apply = jax.jit(
+        lambda key: model.apply(variables, IMAGES, train=True, return_aux=True, rngs={"dropout": key})[1],
+        compiler_options=FAST_COMPILE,
+    )
+    return [apply(jax.random.key(seed)) for seed in seeds]
 
 
 @functools.cache
 def built(family="vit", method=None, **options):
     model = slim.create_model(family, method=method, **{**TINY, **options})
-    return model, jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
+    return model, random_variables(model)
 
 
 # Goldens ---------------------------------------------------------------------------------------------------------
@@ -51,7 +61,7 @@ def built(family="vit", method=None, **options):
 def test_ranking_goldens(case, method, options, indices):
     golden = Golden.load(case)
     model, variables = golden.model(method, **options)
-    logits, aux = run(model, variables, golden.images)
+    logits, aux = run(model, variables, golden.images, compiler_options=None)  # as users compile it
     close(logits, golden.out("logits"))
     assert len(aux.kept) == 3
     for kept, name in zip(aux.kept, indices, strict=True):
@@ -318,7 +328,7 @@ def test_flops_count_the_methods():
     for method in ("evit", "topk", "dynamicvit", "random", "tome"):
         report = slim.flops(slim.create_model("deit_small_patch16_224", method=method))
         assert report.total < 0.8 * dense.total, method
-        assert report.method < 0.02 * dense.total, method
+        assert report.method < (0.03 if method == "dynamicvit" else 0.005) * dense.total, method
     count = slim.flops(slim.create_model("deit_small_patch16_224", method="dynamicvit")).method
     assert count == (196 + 137 + 96) * (384**2 + 384 * 192 + 192 * 96 + 96 * 2)
 
@@ -357,9 +367,9 @@ def test_random_is_the_same_everywhere_at_inference_and_differs_in_training():
     np.testing.assert_array_equal(aux.kept[1], aux.kept[0][:, : aux.kept[1].shape[1]])
     other = slim.create_model("vit", method="random", keep_rate=0.5, seed=1, **TWO, **TINY)
     assert (run(other, variables, IMAGES)[1].kept[0] != aux.kept[0]).any()
-    drawn = [run(model, variables, IMAGES, train=True, rngs={"dropout": jax.random.key(i)})[1] for i in (0, 0, 1)]
-    np.testing.assert_array_equal(drawn[0].kept[0], drawn[1].kept[0])
-    assert (drawn[0].kept[0] != drawn[2].kept[0]).any() and (drawn[0].kept[0][0] != drawn[0].kept[0][1]).any()
+    first, again, other = (np.asarray(aux.kept[0]) for aux in drawn(model, variables, (0, 0, 1)))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any() and (first[0] != first[1]).any()
     scores = jax.random.normal(jax.random.key(3), (2, 36))
     _, given = run(model, variables, IMAGES, scores=scores)
     np.testing.assert_array_equal(given.kept[0], jnp.argsort(-scores, axis=1)[:, :18])
@@ -368,13 +378,13 @@ def test_random_is_the_same_everywhere_at_inference_and_differs_in_training():
 
 def test_dynamicvit_decisions():
     model, variables = built("vit", "dynamicvit", keep_rate=0.5, **TWO)
-    drawn = [run(model, variables, IMAGES, train=True, rngs={"dropout": jax.random.key(i)})[1] for i in (0, 0, 1)]
-    decisions = [np.asarray(aux.taps["decisions"]) for aux in drawn]
+    auxes = drawn(model, variables, (0, 0, 1))
+    decisions = [np.asarray(aux.taps["decisions"]) for aux in auxes]
     np.testing.assert_array_equal(decisions[0], decisions[1])
     assert (decisions[0] != decisions[2]).any()
     np.testing.assert_allclose(decisions[0], decisions[0].round(), atol=1e-6)
     assert (decisions[0][1] <= decisions[0][0] + 1e-6).all()  # dropped patches do not come back
-    np.testing.assert_allclose(drawn[0].scores, drawn[0].taps["log_probabilities"][0][..., 0])
+    np.testing.assert_array_equal(auxes[0].scores, auxes[0].taps["log_probabilities"][0][..., 0])
 
 
 @pytest.mark.parametrize("teacher", [False, True])
@@ -389,7 +399,9 @@ def test_dynamicvit_stays_finite_where_an_image_drops_everything(teacher):
         parts = model.slim.losses(logits, aux, labels, (logits, aux) if teacher else None)
         return sum(parts.values()), (logits, aux.taps["decisions"], parts)
 
-    (_, (logits, decisions, parts)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, (logits, decisions, parts)), gradients = jax.jit(
+        jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE
+    )(params)
     assert decisions[-1].max() < 1e-6 and np.isfinite(logits).all()
     assert set(parts) == (set(model.slim.loss_weights) if teacher else {"classification", "ratio"})
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
@@ -423,13 +435,13 @@ def test_tome_average_pooling_weighs_by_size():
     patch = jax.random.normal(jax.random.key(1), (3, 1, 4, 1, 4, 3))
     images = jnp.tile(patch, (1, 6, 1, 6, 1, 1)).reshape(3, 24, 24, 3)
     model, _ = built("vit", "tome", r=9, **options)
-    expected = dense.apply({"params": params}, images)
-    np.testing.assert_allclose(model.apply({"params": params}, images), expected, atol=1e-5)
+    expected, _ = run(dense, {"params": params}, images)
+    logits, _ = run(model, {"params": params}, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_every_method_works_on_freshly_converted_weights():
-    dense, variables = built()
-    for method in ("evit", "topk", "random", "tome"):  # no parameters of their own
-        model, own = built("vit", method, **({} if method == "tome" else TWO))
-        assert jax.tree.structure(own) == jax.tree.structure(variables)
-        assert np.isfinite(model.apply(variables, IMAGES)).all()
+def test_methods_without_parameters_take_the_dense_models_weights():
+    _, variables = built()
+    for method in ("evit", "topk", "random", "tome"):
+        _, own = built("vit", method, **({} if method == "tome" else TWO))
+        assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, variables)
