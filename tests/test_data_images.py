@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from slimvit_jax.data import Augment, MixupConfig, Preprocess, mixup_cutmix
-from slimvit_jax.data.augment import CropAugment, crop_box, shift_batch
+from slimvit_jax.data.augment import CropAugment, crop_box, erase, shift_batch
 from slimvit_jax.data.decode import BadImage, decode, to_array
 from slimvit_jax.data.mixup import beta, smooth
 from slimvit_jax.data.randaugment import OPERATIONS, RandAugment, color_jitter
@@ -180,10 +180,18 @@ def test_randaugment_operations(mode):
     picture = photo(40, 50, mode=mode).point([30 + v * 3 // 4 for v in range(256)] * len(mode))  # something to stretch
     for name, operation in OPERATIONS.items():
         for increasing in (True, False):
+            for strength in (0.0, 1.0):
+                assert operation(picture, strength, 1, (124, 116, 104), increasing).size == picture.size
             out = operation(picture, 0.7, -1, (124, 116, 104), increasing)
             assert (out.size, out.mode) == (picture.size, mode)
             if name not in ("color",):
                 assert not np.array_equal(np.asarray(out), np.asarray(picture)), name
+    for name, theirs in (
+        ("invert", ImageOps.invert(picture)),
+        ("posterize", ImageOps.posterize(picture, 2)),
+        ("solarize", ImageOps.solarize(picture, 128)),
+    ):
+        np.testing.assert_array_equal(OPERATIONS[name](picture, 0.5, 1, (0, 0, 0), True), np.asarray(theirs))
     policy = RandAugment.parse("rand-m9-n3-mstd0.5-inc1-p0.9", (1, 2, 3))
     assert (policy.magnitude, policy.layers, policy.spread, policy.probability) == (9, 3, 0.5, 0.9)
     assert policy.increasing and policy.fill == (1, 2, 3)
@@ -197,18 +205,25 @@ def test_randaugment_operations(mode):
 
 def test_crop_augment():
     preprocess = Preprocess((24, 32))
-    options = dict(kind="crop", hflip=0.5, color_jitter=0.3, interpolation="random")
-    plain, erased = (CropAugment(Augment(**options, erase_prob=p), preprocess) for p in (0.0, 1.0))
-    picture = photo(60, 80)
-    for seed in range(5):
-        a, b = (f(picture, np.random.default_rng(seed)) for f in (plain, erased))
-        assert a.shape == (24, 32, 3) and a.dtype == b.dtype == np.float32
-        changed = (a != b).any(-1)
-        assert 0.01 < changed.mean() < 0.4
-        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-        assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-    one = CropAugment(Augment(**options, randaugment="rand-m9-mstd0.5-inc1"), Preprocess(8))
-    assert one(Image.new("RGB", (1, 1)), np.random.default_rng(0)).shape == (8, 8, 3)
+    augment = Augment(kind="crop", hflip=0.5, color_jitter=0.3, interpolation="random", erase_prob=0.5)
+    crop, picture = CropAugment(augment, preprocess), photo(60, 80)
+    boxes = []
+    for seed in range(200):
+        pixels, box = crop(picture, np.random.default_rng(seed))
+        assert pixels.shape == (24, 32, 3) and pixels.dtype == np.uint8
+        boxes.append(box)
+    np.testing.assert_array_equal(pixels, crop(picture, np.random.default_rng(199))[0])
+    left, top, right, bottom = np.array([box for box in boxes if box[2]]).T
+    assert 70 < len(left) < 130 and min(left.min(), top.min()) >= 0 and right.max() <= 32 and bottom.max() <= 24
+    share = (right - left) * (bottom - top) / (24 * 32)
+    assert 0.01 < share.min() and share.max() < 0.37
+    for mode in ("pixel", "const"):
+        image = np.full((24, 32, 3), 9.0, np.float32)
+        erase(image, (4, 5, 14, 20), mode, np.random.default_rng(0))
+        assert (image != 9).sum() == (image[5:20, 4:14] != 9).sum() == 10 * 15 * 3
+        assert abs(image[5:20, 4:14].std() - (mode == "pixel")) < 0.1
+    one = CropAugment(Augment(kind="crop", randaugment="rand-m9-mstd0.5-inc1"), Preprocess(8))
+    assert one(Image.new("RGB", (1, 1)), np.random.default_rng(0))[0].shape == (8, 8, 3)
 
 
 def test_shift_batch():

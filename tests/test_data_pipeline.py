@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import time
 
 import jax
@@ -260,3 +263,42 @@ def test_small_images_are_no_bottleneck():
     began = time.process_time()
     take(iterator, 50)
     assert 50 * 64 / (time.process_time() - began) > 20_000
+
+
+ORPHANS = """
+import sys, time
+from slimvit_jax.data import open_source, prefetch_to_device, train_iterator, Preprocess
+if __name__ == "__main__":
+    source = open_source("folder", "train", sys.argv[1])
+    it = train_iterator(source, preprocess=Preprocess(8), augment="crop", batch_size=4, num_workers=1)
+    next(it)
+    import multiprocessing
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_workers_end_when_the_main_process_is_killed(photos, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    main = subprocess.Popen(
+        [sys.executable, script, photos], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    workers = [int(pid) for pid in main.stdout.readline().split()]
+    assert workers and all(os.path.isdir(f"/proc/{pid}") for pid in workers)
+    main.kill()
+    main.communicate()
+    until = time.monotonic() + 20
+    while any(_runs(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -22,6 +22,7 @@ from slimvit_jax.data.randaugment import RandAugment, color_jitter
 from slimvit_jax.errors import SlimError, unknown
 
 KINDS = ("none", "crop", "shift")
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Augment:
 
 
 class CropAugment:
-    """Augment.kind "crop" for one image: PIL picture and generator -> (H, W, C) float32, normalised."""
+    """Augment.kind "crop" for one image: picture and generator -> (H, W, C) uint8 and the rectangle to erase."""
 
     def __init__(self, augment: Augment, preprocess: Preprocess) -> None:
         self._augment, self._preprocess = augment, preprocess
@@ -113,7 +114,7 @@ class CropAugment:
         """How long the shorter side of a JPEG must stay when decoding at reduced size: typical crops still shrink."""
         return 2 * max(self._preprocess.size)
 
-    def __call__(self, picture: Image.Image, random: np.random.Generator) -> np.ndarray:
+    def __call__(self, picture: Image.Image, random: np.random.Generator) -> tuple[np.ndarray, Box]:
         augment, (height, width) = self._augment, self._preprocess.size
         box = crop_box(picture.height, picture.width, augment.crop_scale, augment.crop_ratio, random)
         resample = self._resamples[int(random.integers(len(self._resamples)))]
@@ -124,15 +125,13 @@ class CropAugment:
             picture = self._policy(picture, random)
         elif augment.color_jitter:
             picture = color_jitter(picture, augment.color_jitter, random)
-        pixels = self._preprocess.normalise(to_array(picture))
-        if random.random() < augment.erase_prob:
-            erase(pixels, augment.erase_mode, random)
-        return pixels
+        nothing = (0, 0, 0, 0)
+        return to_array(picture), erase_box(height, width, random) if random.random() < augment.erase_prob else nothing
 
 
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], random: np.random.Generator
-) -> tuple[int, int, int, int]:
+) -> Box:
     """(left, top, right, bottom) of a random resized crop: area share uniform, aspect ratio log-uniform, ten attempts.
 
     The same distribution as torchvision's RandomResizedCrop, which falls back to the largest centre crop within
@@ -153,21 +152,23 @@ def crop_box(
     return left, top, left + w, top + h
 
 
-def erase(pixels: np.ndarray, mode: str, random: np.random.Generator) -> None:
-    """Random erasing in place on (H, W, C) normalised floats: one rectangle of 2 % to a third of the area (timm's
-    bounds).
-    """
-    height, width, channels = pixels.shape
+def erase_box(height: int, width: int, random: np.random.Generator) -> Box:
+    """(left, top, right, bottom) of random erasing: 2 % to a third of the area, sides up to 1 : 3.3 (timm's bounds)."""
     for _ in range(10):
         area = random.uniform(0.02, 1 / 3) * height * width
         aspect = math.exp(random.uniform(math.log(0.3), math.log(1 / 0.3)))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
             top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
-            shape = (h, w, channels)
-            noise = random.standard_normal(shape, np.float32) if mode == "pixel" else 0.0
-            pixels[top : top + h, left : left + w] = noise
-            return
+            return left, top, left + w, top + h
+    return 0, 0, 0, 0
+
+
+def erase(pixels: np.ndarray, box: Box, mode: str, random: np.random.Generator) -> None:
+    """Fills a box of (H, W, C) normalised floats in place: with normal noise ("pixel") or the mean colour ("const")."""
+    left, top, right, bottom = box
+    hole = pixels[top:bottom, left:right]
+    hole[:] = random.standard_normal(hole.shape, np.float32) if mode == "pixel" else 0.0
 
 
 def shift_batch(images: np.ndarray, augment: Augment, choices: np.ndarray) -> np.ndarray:

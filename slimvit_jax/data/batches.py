@@ -8,13 +8,12 @@ exact batch by remembering one number, and process shards that put together are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from slimvit_jax.data.augment import Augment, CropAugment, shift_batch
+from slimvit_jax.data.augment import Augment, Box, CropAugment, erase, shift_batch
 from slimvit_jax.data.decode import BadImage, decode
 from slimvit_jax.data.preprocess import Preprocess
 from slimvit_jax.data.sources import Source
@@ -69,7 +68,7 @@ def order(positions: np.ndarray, count: int, seed: int, repeats: int = 1) -> np.
     return result
 
 
-class Cache(Sequence):
+class Cache:
     """All records of a source decoded once: images (N, H, W, C) uint8 of the model's size, labels (N,)."""
 
     def __init__(self, source: Source, preprocess: Preprocess, limit: int | None = None) -> None:
@@ -94,10 +93,12 @@ def fits_cache(source: Source, preprocess: Preprocess, augment: Augment) -> bool
     return augment.kind != "crop" and source.native_shape is not None and size <= CACHE_BYTES
 
 
-class TrainBatches(Sequence):
-    """Training batches: {"image" (B, H, W, C) float32, "label" (B,) int32, "mask" (B,) float32, "skipped" (K,) int64}.
+class TrainBatches:
+    """Training batches in two steps: batches[s] decodes and augments, in a worker if there are any; finish normalises.
 
-    A record that cannot be read is replaced by the one after it in the epoch's order and listed in "skipped".
+    batches[s] is {"image" (B, H, W, C) uint8 (a quarter of what floats would cost on the way to the main process),
+    "label" (B,) int32, "erase" (B, 4) boxes, "skipped" (K,) int64}. A record that cannot be read is replaced by the one
+    after it in the epoch's order and listed in "skipped".
     """
 
     def __init__(
@@ -117,28 +118,34 @@ class TrainBatches(Sequence):
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, step: Any) -> Batch:
+    def __getitem__(self, step: int) -> Batch:
         positions = np.arange(self._shard.rows.start, self._shard.rows.stop) + int(step) * self._shard.size
         skipped: list[int] = []
+        boxes = np.zeros((len(positions), 4), np.int32)
         if self._cache is not None:
             images, labels = self._cache[order(positions, len(self._source), self._seed, self._repeats)]
         else:
-            items = [self._read(position, skipped) for position in positions.tolist()]
-            images = np.stack([image for image, _ in items])
-            labels = np.array([label for _, label in items], np.int32)
+            shape = (len(positions), *self._preprocess.size, self._preprocess.in_chans)
+            images, labels = np.empty(shape, np.uint8), np.empty(len(positions), np.int32)
+            for row, position in enumerate(positions.tolist()):
+                images[row], labels[row], boxes[row] = self._read(position, skipped)
         if self._crop is None:
             # Drawn for the global batch, so that a row's choices do not depend on how it is shared out.
             choices = np.random.default_rng((self._seed, 1, int(step))).random((self._shard.size, 5))[self._shard.rows]
-            images = self._preprocess.normalise(shift_batch(images, self._augment, choices))
-        return {
-            "image": images,
-            "label": labels,
-            "mask": np.ones(len(labels), np.float32),
-            "skipped": np.array(skipped, np.int64),
-        }
+            images = shift_batch(images, self._augment, choices)
+        return {"image": images, "label": labels, "erase": boxes, "skipped": np.array(skipped, np.int64)}
 
-    def _read(self, position: int, skipped: list[int]) -> tuple[np.ndarray, int]:
-        """The image for a position (augmented for "crop", else uint8 pixels) and its label."""
+    def finish(self, batch: Batch, step: int) -> Batch:
+        """{"image" (B, H, W, C) float32, "label", "mask" (B,) float32}: normalised and with the boxes erased."""
+        images = self._preprocess.normalise(batch["image"])
+        first = step * self._shard.size + self._shard.rows.start
+        for row in np.flatnonzero(batch["erase"][:, 2]).tolist():
+            random = np.random.default_rng((self._seed, 2, first + row))
+            erase(images[row], tuple(batch["erase"][row].tolist()), self._augment.erase_mode, random)
+        return {"image": images, "label": batch["label"], "mask": np.ones(len(images), np.float32)}
+
+    def _read(self, position: int, skipped: list[int]) -> tuple[np.ndarray, int, Box]:
+        """The (H, W, C) uint8 image for a position, its label and the box to erase."""
         count = len(self._source)
         places = permutation(count, self._seed, position // self._repeats // count)
         first = position // self._repeats % count
@@ -147,9 +154,10 @@ class TrainBatches(Sequence):
             try:
                 item = self._source[record]
                 if self._crop is None:
-                    return self._preprocess.pixels(item["image"], item["name"]), item["label"]
+                    return self._preprocess.pixels(item["image"], item["name"]), item["label"], (0, 0, 0, 0)
                 picture = decode(item["image"], self._preprocess.in_chans, item["name"], self._crop.at_least)
-                return self._crop(picture, np.random.default_rng((self._seed, 1, position))), item["label"]
+                pixels, box = self._crop(picture, np.random.default_rng((self._seed, 1, position)))
+                return pixels, item["label"], box
             except (BadImage, OSError):
                 skipped.append(record)
         raise SlimError(
@@ -158,8 +166,11 @@ class TrainBatches(Sequence):
         )
 
 
-class EvalBatches(Sequence):
-    """Evaluation batches, every record once in order; the tail is padded: image 0, label -1, mask 0, index -1."""
+class EvalBatches:
+    """Evaluation batches, every record once in order; the tail is padded: image 0, label -1, mask 0, index -1.
+
+    As with TrainBatches, batches[s] has uint8 images and finish makes them floats.
+    """
 
     def __init__(
         self, source: Source, preprocess: Preprocess, shard: Shard, limit: int | None = None, cache: Cache | None = None
@@ -170,7 +181,7 @@ class EvalBatches(Sequence):
     def __len__(self) -> int:
         return -(-self._count // self._shard.size)
 
-    def __getitem__(self, step: Any) -> Batch:
+    def __getitem__(self, step: int) -> Batch:
         index = np.arange(self._shard.rows.start, self._shard.rows.stop) + int(step) * self._shard.size
         real = index < self._count
         pixels = np.zeros((len(index), *self._preprocess.size, self._preprocess.in_chans), np.uint8)
@@ -181,14 +192,13 @@ class EvalBatches(Sequence):
             for row in np.flatnonzero(real):
                 item = self._open(int(index[row]))
                 pixels[row], labels[row] = self._preprocess.pixels(item["image"], item["name"]), item["label"]
-        images = self._preprocess.normalise(pixels)
+        return {"image": pixels, "label": labels, "index": np.where(real, index, -1).astype(np.int32)}
+
+    def finish(self, batch: Batch, step: int) -> Batch:
+        """Adds "mask" and normalises."""
+        images, real = self._preprocess.normalise(batch["image"]), batch["index"] >= 0
         images[~real] = 0
-        return {
-            "image": images,
-            "label": labels,
-            "mask": real.astype(np.float32),
-            "index": np.where(real, index, -1).astype(np.int32),
-        }
+        return {**batch, "image": images, "mask": real.astype(np.float32)}
 
     def _open(self, index: int) -> Any:
         try:

@@ -23,12 +23,13 @@ from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.batches import Batch, Cache, EvalBatches, Shard, TrainBatches, fits_cache, record_name
 from slimvit_jax.data.preprocess import Preprocess
 from slimvit_jax.data.sources import Source
+from slimvit_jax.data.workers import close_at_exit, start_worker
 from slimvit_jax.errors import SlimError
 
 logger = logging.getLogger(__name__)
 
 
-def _schedule(batches: Any, start: int, num_workers: int) -> Iterator[Batch]:
+def _schedule(batches: Any, start: int, num_workers: int) -> grain.DatasetIterator:
     """The grain iterator over batches[start:]: in this thread, or by worker processes that each make every k-th
     batch.
     """
@@ -40,7 +41,8 @@ def _schedule(batches: Any, start: int, num_workers: int) -> Iterator[Batch]:
     if num_workers:
         if not flags.FLAGS.is_parsed():  # grain reads its own absl flags; not every caller is an absl program
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        stream = stream.mp_prefetch(options, worker_init_fn=start_worker)
     return iter(stream)
 
 
@@ -64,8 +66,11 @@ class TrainIterator(grain.DatasetIterator):
         super().__init__()
         self._batches, self._identity, self._source, self._shard = batches, identity, source, shard
         self._num_workers, self._max_bad = num_workers, max_bad
-        self._step, self._stream = 0, None
+        self._step = 0
+        self._stream: grain.DatasetIterator | None = None
         self._bad: dict[int, str] = {}
+        if num_workers:
+            close_at_exit(self)
 
     @property
     def step(self) -> int:
@@ -90,10 +95,10 @@ class TrainIterator(grain.DatasetIterator):
         if self._stream is None:
             self._stream = _schedule(self._batches, self._step, self._num_workers)
         batch = next(self._stream)
-        self._step += 1
-        for index in batch.pop("skipped").tolist():
+        for index in batch["skipped"].tolist():
             self._note_bad(index)
-        return batch
+        self._step += 1
+        return self._batches.finish(batch, self._step - 1)
 
     def _note_bad(self, index: int) -> None:
         if index in self._bad:
@@ -130,7 +135,7 @@ class TrainIterator(grain.DatasetIterator):
 
     def _close_stream(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is not None and hasattr(stream, "close"):
+        if stream is not None:
             stream.close()
 
     def close(self) -> None:
@@ -214,7 +219,8 @@ class EvalPass:
         return self._shard.local
 
     def __iter__(self) -> Iterator[Batch]:
-        return _schedule(self._batches, 0, self._num_workers)
+        for step, batch in enumerate(_schedule(self._batches, 0, self._num_workers)):
+            yield self._batches.finish(batch, step)
 
 
 def eval_batches(

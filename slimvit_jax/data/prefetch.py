@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import jax
 
+from slimvit_jax.data.workers import close_at_exit
 from slimvit_jax.errors import SlimError
 
 
@@ -34,6 +35,7 @@ class DeviceIterator(grain.DatasetIterator):
         self._ended = False
         self._state = batches.get_state() if hasattr(batches, "get_state") else None
         self.reset_wait()
+        close_at_exit(self)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -90,9 +90,16 @@ class Preprocess:
             picture = picture.resize((width, height), self.resample)
         return center_crop(to_array(picture), self.size)
 
-    def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """(..., C) uint8 or float 0..255 -> float32, (x / 255 - mean) / std."""
-        return pixels.astype(np.float32) * self.factor + self.offset
+    def normalise(self, pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(..., W, C) uint8 or float 0..255 -> float32, (x / 255 - mean) / std; into `out` (contiguous) where given."""
+        width = pixels.shape[-2]
+        if out is None:
+            out = np.empty(pixels.shape, np.float32)
+        # Whole rows at a time: numpy's inner loop over the channels alone is eight times slower.
+        rows = out.reshape(*pixels.shape[:-2], -1)
+        np.multiply(pixels.reshape(rows.shape), np.tile(self.factor, width), out=rows, dtype=np.float32)
+        rows += np.tile(self.offset, width)
+        return out
 
     @property
     def factor(self) -> np.ndarray:
