@@ -1,7 +1,8 @@
 """The named models as data: what to build, how timm prepares their images, where their published weights are.
 
 The ViTs are facts of timm 1.0.31 (constructor arguments in vision_transformer.py and deit.py, and the default
-pretrained configuration of each name); LV-ViT and SiT, which timm has not, of their authors' code. Nothing is imported but the standard library, so that listing models is instant.
+pretrained configuration of each name); LV-ViT and SiT, which timm has not, of their authors' code. Nothing is imported
+but the standard library, so that listing models is instant.
 """
 
 from __future__ import annotations

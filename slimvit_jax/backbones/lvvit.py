@@ -23,12 +23,12 @@ STRIDE = 16
 class LVViT(VisionTransformer, kw_only=True):
     """A vision transformer with a convolutional stem, scaled residuals and a token-labelling head.
 
-    What differs from `VisionTransformer`, whose other options hold here too: the patches come from 3x3 convolutions with
-    batch norms (`p_emb`), both branches of every layer are divided by `skip_lam`, layer norms have eps 1e-5, queries,
-    keys and values no bias, and `aux_head` classifies every patch: in training `aux.taps["token_logits"]` (B, n, C) of
-    the patches held at the end. Inference does not use it; checkpoints keep it.
+    What differs from `VisionTransformer`, whose other options hold here too: the patches come from 3x3 convolutions
+    with batch norms (`p_emb`), both branches of every layer are divided by `skip_lam`, layer norms have eps 1e-5,
+    queries, keys and values no bias, and `aux_head` classifies every patch: in training `aux.taps["token_logits"]`
+    (B, n, C) of the patches held at the end. Inference does not use it; checkpoints keep it.
 
-    A distilled model (`distilled`, official: conv_distillation) has the parameters dist_token, dist_pos_embed, head_dist.
+    A distilled model (`distilled`; in the release conv_distillation) has dist_token, dist_pos_embed and head_dist.
 
     Attributes:
       p_emb: "4c" or "6c" convolutions (stride 16), or "none" for the patch embedding of ViT.
@@ -65,13 +65,13 @@ class LVViT(VisionTransformer, kw_only=True):
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
         options = super().normalise(options)
-        get = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
+        get = lambda name: cls.option(options, name)
         check_choice("p_emb", get("p_emb"), ("4c", "6c", "none"))
         if get("p_emb") != "none":
             if options["patch_size"] != (STRIDE, STRIDE):
                 raise SlimError(
-                    f"patch_size={options['patch_size']}: the convolutions of p_emb={get('p_emb')!r} have stride {STRIDE};"
-                    " patches of another size need p_emb='none'"
+                    f"patch_size={options['patch_size']}: the convolutions of p_emb={get('p_emb')!r} have stride"
+                    f" {STRIDE}; patches of another size need p_emb='none'"
                 )
             if get("embed_dim") % 8:
                 raise SlimError(f"embed_dim={get('embed_dim')} must be divisible by 8: the stem begins with an eighth")

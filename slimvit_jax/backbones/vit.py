@@ -8,40 +8,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.backbones.base import Backbone, check_rates, pair
 from slimvit_jax.encoder import encode
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, RematBlock, truncated
 from slimvit_jax.plan import Geometry, block_flops, check_choice
-from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
 
 
-def pair(name: str, value: object) -> tuple[int, int]:
-    """(v, v) for a whole number, the tuple itself for a pair of them.
-
-    Raises:
-      SlimError: for anything else, naming the option.
-    """
-    both = (value, value) if isinstance(value, int) else value
-    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
-        raise SlimError(f"{name}={value!r} must be a whole number or (height, width)")
-    return int(both[0]), int(both[1])
-
-
-class VisionTransformer(nn.Module, kw_only=True):
+class VisionTransformer(Backbone, kw_only=True):
     """A plain vision transformer with a slimming method plugged into its encoder loop.
 
     Build it with `create_model`, which binds the method. Parameters do not depend on the method, whose own are all
     under "slim".
 
-    Attributes:
-      slim: the bound method; `Slimming` is the dense model.
-      img_size: (height, width) in pixels; each divisible by patch_size.
-      patch_size: (height, width) of a patch.
-      in_chans: channels of the images.
-      num_classes: of the head; 0 for none, then the logits are the pooled features.
+    Attributes (besides those of `Backbone`):
+      patch_size: (height, width) of a patch, which must divide the image.
       embed_dim, depth, num_heads, mlp_ratio: D, T, H, hidden width over D.
       qkv_bias, qk_norm, init_values: of the blocks; init_values is LayerScale's, None for none.
       class_token: whether there is one; without it global_pool must be "avg".
@@ -56,14 +40,9 @@ class VisionTransformer(nn.Module, kw_only=True):
       eps: of the layer norms.
       attention: "auto", "xla" or "cudnn".
       remat: recompute the activations of the blocks in the backward pass to save memory.
-      dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
     """
 
-    slim: Slimming
-    img_size: tuple[int, int] = (224, 224)
     patch_size: tuple[int, int] = (16, 16)
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -85,43 +64,33 @@ class VisionTransformer(nn.Module, kw_only=True):
     eps: float = 1e-6
     attention: str = "auto"
     remat: bool = False
-    dtype: Any = "float32"
 
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Keyword options in the form of the fields, checked.
-
-        Raises:
-          SlimError: naming the option, its value and what it may be.
-        """
-        options = dict(options)
-        for name in ("img_size", "patch_size"):
-            options[name] = pair(name, options.get(name, cls.__dataclass_fields__[name].default))
-        model = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
+        options = super().normalise(options)
+        model = lambda name: cls.option(options, name)
+        options["patch_size"] = pair("patch_size", model("patch_size"))
         for axis, size, patch in zip(("height", "width"), options["img_size"], options["patch_size"], strict=True):
             if size % patch:
                 raise SlimError(f"image {axis} {size} is not divisible by the patch size {patch}")
-        for name in ("depth", "num_heads", "embed_dim", "in_chans"):
+        for name in ("depth", "num_heads", "embed_dim"):
             if not isinstance(model(name), int) or model(name) < 1:
                 raise SlimError(f"{name}={model(name)!r} must be a whole number of at least 1")
         if model("embed_dim") % model("num_heads"):
             raise SlimError(f"embed_dim={model('embed_dim')} is not divisible by num_heads={model('num_heads')}")
-        for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "drop_path_rate"):
-            if not 0 <= model(name) < 1:
-                raise SlimError(f"{name}={model(name)!r} must lie in [0, 1)")
+        rates = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "drop_path_rate")
+        check_rates(**{name: model(name) for name in rates})
         check_choice("global_pool", model("global_pool"), ("token", "avg"))
         check_choice("attention", model("attention"), ("auto", "xla", "cudnn"))
-        options["dtype"] = _dtype_name(model("dtype"))
         if not model("class_token") and (model("global_pool") == "token" or model("distilled")):
             raise SlimError("class_token=False needs global_pool='avg' and a model without distillation token")
-        if model("num_classes") < 0 or model("reg_tokens") < 0:
-            raise SlimError(f"num_classes={model('num_classes')} and reg_tokens={model('reg_tokens')} must not be < 0")
+        if model("reg_tokens") < 0:
+            raise SlimError(f"reg_tokens={model('reg_tokens')} must not be < 0")
         return options
 
     @classmethod
     def geometry_of(cls, options: dict[str, Any]) -> Geometry:
-        """What a method needs to know, from normalised options."""
-        get = lambda name: options.get(name, cls.__dataclass_fields__[name].default)
+        get = lambda name: cls.option(options, name)
         (height, width), (ph, pw) = get("img_size"), get("patch_size")
         return Geometry(
             grid=(height // ph, width // pw),
@@ -132,11 +101,6 @@ class VisionTransformer(nn.Module, kw_only=True):
             class_token=get("class_token"),
             num_classes=get("num_classes"),
         )
-
-    @property
-    def geometry(self) -> Geometry:
-        """Grid, depth, width, heads and prefix tokens."""
-        return self.slim.bound
 
     def setup(self) -> None:
         dtype = jnp.dtype(self.dtype)
@@ -182,13 +146,6 @@ class VisionTransformer(nn.Module, kw_only=True):
                 self.head_dist = Linear(self.num_classes, dtype=jnp.float32)
 
     # What a subclass may have otherwise ------------------------------------------------------------------------------
-
-    @classmethod
-    def translate(
-        cls, method: str | Slimming | None, options: dict[str, Any]
-    ) -> tuple[str | Slimming | None, dict[str, Any]]:
-        """Method and options of `create_model`, other spellings of them put into ours."""
-        return method, options
 
     @property
     def residual_scale(self) -> float:
@@ -244,7 +201,7 @@ class VisionTransformer(nn.Module, kw_only=True):
         Raises:
           SlimError: for images of another shape.
         """
-        _check_images(images.shape, self.img_size, self.in_chans)
+        self.check_images(images.shape)
         path = train or self.is_initializing()  # so that init creates the parameters that only training uses
         tokens = self._embed(images, train)
         if scores is not None:
@@ -270,7 +227,6 @@ class VisionTransformer(nn.Module, kw_only=True):
         return logits, aux
 
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
-        """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
         geometry, plan, dim = self.geometry, self.slim.plan, self.embed_dim
         prefix, hidden = geometry.prefix_tokens, int(dim * self.mlp_ratio)
         layers = tuple(
@@ -320,19 +276,3 @@ class VisionTransformer(nn.Module, kw_only=True):
         head = self.head(pooled)
         dist = self.head_dist(self.head_drop(tokens.x[:, 1], deterministic=not train))
         return (head + dist) / 2, {"head_logits": head, "dist_logits": dist}
-
-
-def _dtype_name(dtype: Any) -> str:
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    check_choice("dtype", name, ("float32", "bfloat16", "float16"))
-    return name
-
-
-def _check_images(shape: tuple[int, ...], img_size: tuple[int, int], in_chans: int) -> None:
-    expected = (*img_size, in_chans)
-    if len(shape) != 4 or tuple(shape[1:]) != expected:
-        takes = ", ".join(map(str, expected))
-        raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {takes}), NHWC")

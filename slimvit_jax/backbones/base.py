@@ -1,0 +1,108 @@
+"""What every backbone is, whatever its layers: a Flax module with a bound method, built by `create_model`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.plan import Geometry, check_choice
+from slimvit_jax.slimming import Slimming
+
+
+class Backbone(nn.Module, kw_only=True):
+    """The part of a model that `create_model` and the analysis need.
+
+    Attributes:
+      slim: the bound method; `Slimming` is the dense model.
+      img_size: (height, width) in pixels.
+      in_chans: channels of the images.
+      num_classes: of the head; 0 for none, then the logits are the pooled features.
+      dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
+    """
+
+    slim: Slimming
+    img_size: tuple[int, int] = (224, 224)
+    in_chans: int = 3
+    num_classes: int = 1000
+    dtype: Any = "float32"
+
+    @classmethod
+    def option(cls, options: dict[str, Any], name: str) -> Any:
+        """An option's value, or the field's default where it is not given."""
+        return options.get(name, cls.__dataclass_fields__[name].default)
+
+    @classmethod
+    def translate(
+        cls, method: str | Slimming | None, options: dict[str, Any]
+    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+        """Method and options of `create_model`, other spellings of them put into ours."""
+        return method, options
+
+    @classmethod
+    def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Keyword options in the form of the fields, checked.
+
+        Raises:
+          SlimError: naming the option, its value and what it may be.
+        """
+        options = dict(options)
+        options["img_size"] = pair("img_size", cls.option(options, "img_size"))
+        in_chans, num_classes = cls.option(options, "in_chans"), cls.option(options, "num_classes")
+        if not isinstance(in_chans, int) or in_chans < 1:
+            raise SlimError(f"in_chans={in_chans!r} must be a whole number of at least 1")
+        if not isinstance(num_classes, int) or num_classes < 0:
+            raise SlimError(f"num_classes={num_classes!r} must be a whole number of at least 0; 0 is no head")
+        options["dtype"] = _dtype_name(cls.option(options, "dtype"))
+        return options
+
+    @classmethod
+    def geometry_of(cls, options: dict[str, Any]) -> Geometry:
+        """What a method needs to know, from normalised options."""
+        raise NotImplementedError
+
+    @property
+    def geometry(self) -> Geometry:
+        """Grid, depth, width, heads and prefix tokens."""
+        return self.slim.bound
+
+    def check_images(self, shape: tuple[int, ...]) -> None:
+        """Raises SlimError for images of another shape than (batch, height, width, channels) of this model."""
+        expected = (*self.img_size, self.in_chans)
+        if len(shape) != 4 or tuple(shape[1:]) != expected:
+            takes = ", ".join(map(str, expected))
+            raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {takes}), NHWC")
+
+    def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
+        """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
+        raise NotImplementedError
+
+
+def pair(name: str, value: object) -> tuple[int, int]:
+    """(v, v) for a whole number, the tuple itself for a pair of them.
+
+    Raises:
+      SlimError: for anything else, naming the option.
+    """
+    both = (value, value) if isinstance(value, int) else value
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
+        raise SlimError(f"{name}={value!r} must be a whole number or (height, width)")
+    return int(both[0]), int(both[1])
+
+
+def check_rates(**rates: float) -> None:
+    """Raises SlimError for a dropout rate outside [0, 1)."""
+    for name, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise SlimError(f"{name}={rate!r} must lie in [0, 1)")
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    check_choice("dtype", name, ("float32", "bfloat16", "float16"))
+    return name
