@@ -35,5 +35,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically; a value JSON has no form for (NaN included) is a TypeError/ValueError."""
+    """Writes `value` as indented JSON, atomically; what JSON has no form for (NaN included) is an error."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

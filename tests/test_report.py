@@ -2,26 +2,35 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from train_tools import tiny_config
 
 import slimvit_jax as slim
-from slimvit_jax.analysis import report_text, visualize
+from slimvit_jax.analysis import report, report_text, visualize
 from slimvit_jax.analysis.report import write_report
 from slimvit_jax.training import RunResult, build
 
 
-def untrained_run(folder, **method):
+@pytest.fixture(autouse=True, scope="module")
+def few_rounds():
+    """Times need not be good here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_ROUNDS", 2)
+        yield
+
+
+def untrained_run(folder):
     """A run whose weights are random: the report does not care."""
     config = tiny_config(steps=1)
     config.eval.keep_rates = (0.9, 0.5)
     config.report.update(images=2, seeds=2, batch_size=120)
-    config.method.update(method)
     model, dense = build.build_model(config), build.build_model(config, slimmed=False)
-    first = build.init_variables(dense, 0)
-    variables = {"dense": first} | {name: build.init_variables(model, 1) for name in ("predictor", "backbone")}
+    slimmed = build.init_variables(model, 0)
+    plain = {**slimmed, "params": {name: value for name, value in slimmed["params"].items() if name != "slim"}}
+    variables = {"dense": plain, "predictor": slimmed, "backbone": jax.tree.map(lambda a: 1.1 * a, slimmed)}
     seconds = dict.fromkeys(variables, 1.0)
     return config, RunResult(config, folder, model, dense, variables, {}, seconds, False)
 
@@ -80,7 +89,9 @@ def test_run_of_dense_stages_only_has_one_row(tmp_path):
     config.method.name = ""
     for stage in result.config.schedule:
         config.stages[stage].slimmed = False
-    dense = RunResult(config, tmp_path, result.dense_model, result.dense_model, {"dense": result.variables["dense"]}, {}, {}, False)
+    dense = RunResult(
+        config, tmp_path, result.dense_model, result.dense_model, {"dense": result.variables["dense"]}, {}, {}, False
+    )
     facts = write_report(tmp_path, config, dense, show=False)
     assert [row["name"] for row in facts["rows"]] == ["dense"] and facts["figures"] == {}
     assert "Learned" not in (tmp_path / "report.md").read_text()
@@ -91,8 +102,9 @@ def test_other_methods_have_a_report_too(tmp_path, method, options):
     config, result = untrained_run(tmp_path)
     config.method.name, config.method.options = method, options
     config.eval.keep_rates = (0.5,)
-    model = build.build_model(config)
-    result = RunResult(config, tmp_path, model, result.dense_model, {"fine": build.init_variables(model, 0)}, {}, {}, False)
+    config.report.images = 1
+    model, weights = build.build_model(config), result.variables["dense"]
+    result = RunResult(config, tmp_path, model, result.dense_model, {"fine": weights}, {}, {}, False)
     config.schedule = ("fine",)
     config.stages.fine = config.stages.backbone
     facts = write_report(tmp_path, config, result, show=False)

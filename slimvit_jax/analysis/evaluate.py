@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from slimvit_jax.analysis import timing
 from slimvit_jax.errors import SlimError
 
 Variables = Any
@@ -27,8 +27,10 @@ Lives = Callable[[int, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """Counts of one pass over a labelled set. Shares are in 0..1; `hits`, `top5_hits` are (count,) bool in the order of the images
-    that this process saw (all of them where there is one process)."""
+    """Counts of one pass over a labelled set; shares are in 0..1.
+
+    `hits` is (count,) bool in the order of the images that this process saw: all of them where there is one process.
+    """
 
     correct: int
     correct5: int
@@ -91,7 +93,8 @@ class Outputs(NamedTuple):
 class Inference:
     """A model's inference function, compiled once per batch shape and split over this process's devices.
 
-    Calling it with float32 images (B, H, W, C) gives `Outputs`. `lives` (B, N) replaces the lives a life-regression model predicts, so that an order of one's own is measured.
+    Calling it with float32 images (B, H, W, C) gives `Outputs`. `lives` (B, N) replaces the lives a life-regression
+    model predicts, so that an order of one's own is measured.
     Variables are an argument of the compiled function: other weights of the same shapes compile nothing.
     """
 
@@ -149,8 +152,9 @@ def evaluate(
 
     `model` is a module with its `variables`, or an `Inference` (variables None). `lives(start, rows)` gives the lives
     (rows, N) to impose on images start..start+rows-1 of the pass. `progress` is called with the number of images done
-    so far. Labels are (B,) class indices or (B, classes) distributions; a missing "mask" means all rows count. With several
-    processes each one runs its own batches and the counts are summed, unless not `across_processes`. An empty set is a SlimError.
+    so far. Labels are (B,) class indices or (B, classes) distributions; a missing "mask" means all rows count. With
+    several processes each one runs its own batches and the counts are summed, unless not `across_processes`. An empty
+    set is a SlimError.
     """
     run = model if isinstance(model, Inference) else Inference(model, variables)
     hits: list[np.ndarray] = []
@@ -165,7 +169,9 @@ def evaluate(
         label = label.argmax(-1) if label.ndim == 2 else label
         logits, label = logits[mask], label[mask]
         if label.size and not (0 <= label.min() and label.max() < logits.shape[1]):
-            raise SlimError(f"a label is {label.min()} or {label.max()}, but the model has classes 0..{logits.shape[1] - 1}")
+            raise SlimError(
+                f"a label is {label.min()} or {label.max()}, but the model has classes 0..{logits.shape[1] - 1}"
+            )
         order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         hits.append(order[:, 0] == label)
         correct5 += int((order == label[:, None]).sum())
@@ -182,7 +188,12 @@ def evaluate(
     if count == 0:
         raise SlimError("the evaluation set has no images")
     return EvalResult(
-        int(correct), int(five), int(count), total_loss / count, outcome, np.concatenate(all_scores) if all_scores else None
+        int(correct),
+        int(five),
+        int(count),
+        total_loss / count,
+        outcome,
+        np.concatenate(all_scores) if all_scores else None,
     )
 
 
@@ -232,37 +243,21 @@ def measure_speed(
 ) -> dict[str, Speed]:
     """Times each model on one batch, in turns: round after round, every model once, the order reversed each time.
 
-    A sample repeats the batch until about `min_seconds` have passed, so that small models are not measured by the clock's
-    grain. `images` (B, H, W, C) default to noise of the model's size. Compilation and warm-up are not counted. Input
-    transfer is not either: the batch lies on the device.
+    A sample repeats the batch until about `min_seconds` have passed, so that small models are not measured by the
+    clock's grain. `images` (B, H, W, C) default to noise of the model's size. Compilation and warm-up are not counted.
+    Input transfer is not either: the batch lies on the device.
     """
     runs = {name: m if isinstance(m, Inference) else Inference(*m) for name, m in models.items()}
-    calls: dict[str, Callable[[], None]] = {}
-    repeats: dict[str, int] = {}
-    for name, run in runs.items():
-        if images is None:
-            height, width = run.model.img_size
-            shape = (batch_size, height, width, run.model.in_chans)
-            batch = np.random.default_rng(0).standard_normal(shape, np.float32)
-        else:
-            batch = np.asarray(images, np.float32)
-        if len(batch) % run.devices:
-            raise SlimError(f"batch size {len(batch)} does not divide over {run.devices} devices")
-        calls[name] = run.timed_call(batch)
-        calls[name]()
-        began = time.perf_counter()
-        calls[name]()
-        repeats[name] = max(1, math.ceil(min_seconds / max(time.perf_counter() - began, 1e-6)))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds):
-        for name in list(runs)[:: 1 if turn % 2 == 0 else -1]:
-            began = time.perf_counter()
-            for _ in range(repeats[name]):
-                calls[name]()
-            seconds[name].append((time.perf_counter() - began) / repeats[name])
     size = batch_size if images is None else len(images)
-    return {name: Speed(size, tuple(times)) for name, times in seconds.items()}
-
+    samplers = {}
+    for name, run in runs.items():
+        if size % run.devices:
+            raise SlimError(f"batch size {size} does not divide over {run.devices} devices")
+        shape = (size, *run.model.img_size, run.model.in_chans)
+        batch = np.random.default_rng(0).standard_normal(shape, np.float32) if images is None else images
+        samplers[name] = timing.sampler(run.timed_call(batch))
+    timings = timing.interleave(samplers, rounds, min_seconds)
+    return {name: Speed(size, timed.wall) for name, timed in timings.items()}
 
 
 def count_parameters(model: Any) -> int:

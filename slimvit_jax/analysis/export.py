@@ -19,8 +19,8 @@ def export_inference(
       model: from create_model.
       variables: its variables.
       batch_size: a fixed B, or None for any.
-      platforms: "cpu", "cuda", "rocm", "tpu"; None: the present one. With other platforms than the present one, build the model
-        with attention="xla", since "auto" chooses for the present one.
+      platforms: "cpu", "cuda", "rocm", "tpu"; None: the present one. For others, build the model with attention="xla",
+        since "auto" chooses for the present one.
     """
     batch = jax.export.symbolic_shape("batch")[0] if batch_size is None else batch_size
     images = jax.ShapeDtypeStruct((batch, *model.img_size, model.in_chans), jnp.float32)

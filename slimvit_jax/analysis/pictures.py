@@ -18,7 +18,11 @@ def life_range(model: Any) -> tuple[float, float] | None:
 
 
 def picture_lives(
-    path: str | Path, model: Any, outputs: Outputs, pixels: Sequence[np.ndarray], titles: Sequence[str] = ()
+    path: str | Path,
+    model: Any,
+    outputs: Outputs,
+    pixels: Sequence[np.ndarray] | np.ndarray,
+    titles: Sequence[str] = (),
 ) -> Path:
     """Draws images, their lives (or scores), and what is kept after each drop.
 

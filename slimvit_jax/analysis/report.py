@@ -37,7 +37,7 @@ def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = 
 
     Args:
       workdir: the run's folder.
-      config: the run's configuration; `eval.keep_rates`, `report.images`, `report.seeds`, `report.batch_size` count here.
+      config: the run's configuration; `eval.keep_rates` and `report.{images,seeds,batch_size}` count here.
       result: training.RunResult.
       show: print the table.
 
@@ -50,7 +50,8 @@ def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = 
     facts = measured.run()
     if jax.process_index() == 0:
         figures = {
-            kind: path.relative_to(workdir).as_posix() for kind, path in measured.draw(workdir / "figures", facts).items()
+            kind: path.relative_to(workdir).as_posix()
+            for kind, path in measured.draw(workdir / "figures", facts).items()
         }
         facts["figures"] = figures
         facts["seconds_of_report"] = round(time.perf_counter() - began, 1)
@@ -104,7 +105,8 @@ class _Measurement:
             return {name: self.result.model}
         last = self.slimmed_stages[-1]
         return {
-            f"{rate:g}": build.build_model(self.config, stage=last, keep_rate=rate) for rate in self.config.eval.keep_rates
+            f"{rate:g}": build.build_model(self.config, stage=last, keep_rate=rate)
+            for rate in self.config.eval.keep_rates
         }
 
     # Numbers -------------------------------------------------------------------------------------------------------
@@ -209,11 +211,18 @@ class _Measurement:
         rows = facts["rows"]
         slimmed = [row for row in rows if row["name"] in self.budgets]
         life = facts["method"] == "life_regression"
-        series = {"dense": [_point(rows[0])], ("learned lives" if life else facts["method"]): [_point(r) for r in slimmed]}
+        series = {
+            "dense": [_point(rows[0])],
+            ("learned lives" if life else facts["method"]): [_point(r) for r in slimmed],
+        }
         for key, label in (("random", "random lives"), ("random_on_dense_weights", "random lives, dense weights")):
             if all(key in row for row in slimmed):
-                series[label] = [_point(row) | {"top1": row[key]["top1"], "stderr": row[key]["stderr"]} for row in slimmed]
-        title = f"{facts['data']['name']}, {facts['data']['images']} held-out images: one set of weights, every keep rate"
+                series[label] = [
+                    _point(row) | {"top1": row[key]["top1"], "stderr": row[key]["stderr"]} for row in slimmed
+                ]
+        title = (
+            f"{facts['data']['name']}, {facts['data']['images']} held-out images: one set of weights, every keep rate"
+        )
         drawn = {
             "speed": visualize.draw_accuracy_speed(folder / "accuracy_speed.png", series, title=title, dense="dense"),
         }
@@ -231,7 +240,9 @@ class _Measurement:
             if outputs.kept or outputs.scores is not None:
                 drawn["lives"] = pictures.picture_lives(folder / "lives.png", run.model, outputs, pixels, titles)
             if life:
-                drawn["weights"] = pictures.picture_weights(folder / "weights.png", run.model, np.asarray(outputs.scores))
+                drawn["weights"] = pictures.picture_weights(
+                    folder / "weights.png", run.model, np.asarray(outputs.scores)
+                )
         return drawn
 
     def _trained_rate(self) -> str:

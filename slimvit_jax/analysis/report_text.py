@@ -1,4 +1,4 @@
-"""The words of a report: report.json's numbers as Markdown and as the table on the terminal, and no claim beyond them."""
+"""The words of a report: report.json's numbers as Markdown and as a table on the terminal, no claim beyond them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _CLEAR = 2.0  # standard errors from which on a difference is called one
 
 def paper_tables() -> dict[str, Any]:
     """The tables of the papers (paper_tables.json), as their authors print them."""
-    return json.loads(importlib.resources.files("slimvit_jax.analysis").joinpath("paper_tables.json").read_text("utf-8"))
+    return json.loads(
+        importlib.resources.files("slimvit_jax.analysis").joinpath("paper_tables.json").read_text("utf-8")
+    )
 
 
 def markdown(facts: dict[str, Any]) -> str:
@@ -48,12 +50,14 @@ def _accuracy(facts: dict[str, Any], slimmed: list[dict[str, Any]]) -> str:
     lines = [
         "## Accuracy and speed",
         "",
-        f"{images:,} held-out images ({facts['data']['name']}/{facts['data']['split']}), each counted once; ± is one standard "
-        f"error. Speed: batch {facts['batch_size']}, models timed in turns, medians of {facts['rounds']} rounds. "
+        f"{images:,} held-out images ({facts['data']['name']}/{facts['data']['split']}), each counted once; ± is one "
+        f"standard error. Speed: batch {facts['batch_size']}, models timed in turns, medians of {facts['rounds']} "
+        "rounds. "
         "Multiply-adds in closed form."
         + (" All rows but the first are ONE set of weights: the last stage's." if slimmed else ""),
         "",
-        "| keep rate | patches per layer | top-1, % | top-5, % | minus dense, points | images/s | x dense | multiply-adds, M | x fewer |",
+        "| keep rate | patches per layer | top-1, % | top-5, % | minus dense, points | images/s | x dense "
+        "| multiply-adds, M | x fewer |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     dense = facts["rows"][0]
@@ -73,20 +77,27 @@ def _verdict(slimmed: list[dict[str, Any]], images: int) -> str:
     apart = [r for r in slimmed if _clear(r["minus_dense"])]
     text = f"One image is {100 / images:.2g} points. "
     if not apart:
-        return text + f"No keep rate differs from the dense model by {_CLEAR:g} standard errors: these images do not tell them apart."
+        return (
+            text + f"No keep rate differs from the dense model by {_CLEAR:g} standard errors: "
+            "these images do not tell them apart."
+        )
     named = ", ".join(f"{_label(r)} ({_points(r['minus_dense'])} points)" for r in apart)
-    return text + f"Apart from the dense model by {_CLEAR:g} standard errors or more: {named}; the others are not told apart."
+    return (
+        text
+        + f"Apart from the dense model by {_CLEAR:g} standard errors or more: {named}; the others are not told apart."
+    )
 
 
 def _random(facts: dict[str, Any], slimmed: list[dict[str, Any]]) -> str:
     lines = [
         "## Learned lives beside random ones",
         "",
-        f"The same budgets with patches ranked at random, {facts['seeds']} seeds; the lead of the learned order is paired by image. "
-        "On the final weights random orders are at a disadvantage, since these weights were trained under the learned order; the dense "
-        "weights have seen no order at all.",
+        f"The same budgets with patches ranked at random, {facts['seeds']} seeds; the lead of the learned order is "
+        "paired by image. On the final weights random orders are at a disadvantage: these weights were trained under "
+        "the learned order; the dense weights have seen no order at all.",
         "",
-        "| keep rate | learned, % | random, final weights, % | lead, points | random, dense weights, % | lead, points |",
+        "| keep rate | learned, % | random, final weights, % | lead, points | random, dense weights, % "
+        "| lead, points |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for row in slimmed:
@@ -97,12 +108,18 @@ def _random(facts: dict[str, Any], slimmed: list[dict[str, Any]]) -> str:
             f"| {_points(second['learned_minus_random'])} |"
         )
     for key, what in (("random", "on the same weights"), ("random_on_dense_weights", "on the dense weights")):
-        ahead, behind, unclear = [], [], []
+        ahead: list[str] = []
+        behind: list[str] = []
+        unclear: list[str] = []
         for row in slimmed:
             lead = row[key]["learned_minus_random"]
             (unclear if not _clear(lead) else ahead if lead["difference"] > 0 else behind).append(_label(row))
         said = []
-        for rates, words in ((ahead, "learned lives lead at"), (behind, "random lives lead at"), (unclear, "undecided at")):
+        for rates, words in (
+            (ahead, "learned lives lead at"),
+            (behind, "random lives lead at"),
+            (unclear, "undecided at"),
+        ):
             if rates:
                 said.append(f"{words} {', '.join(rates)}")
         lines += ["", f"Against random lives {what}, by {_CLEAR:g} standard errors: {'; '.join(said)}."]
@@ -132,19 +149,20 @@ def _paper(facts: dict[str, Any], dense: dict[str, Any], slimmed: list[dict[str,
     lines = [
         "## The paper's figures",
         "",
-        f"Not measured here: Table III of the life regression paper, {table['backbone']} on ImageNet-1k (1,000 classes, 224 x 224), "
-        "throughput on an Nvidia Quadro P6000. Ours is another data set, another model and another machine, so the columns show the "
-        "same quantities and are no comparison.",
+        f"Not measured here: Table III of the life regression paper, {table['backbone']} on ImageNet-1k (1,000 "
+        "classes, 224 x 224), throughput on an Nvidia Quadro P6000. Ours is another data set, model and "
+        "machine, so the columns show the same quantities and are no comparison.",
         "",
-        "| keep rate | top-1 change, ours | top-1 change, paper | x fewer multiply-adds, ours | paper | x speed, ours | paper |",
+        "| keep rate | top-1 change, ours | top-1 change, paper | x fewer multiply-adds, ours | paper | x speed, ours "
+        "| paper |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in slimmed:
         theirs = paper.get(row["name"])
         cells = [f"{theirs['drop']:+.1f}", f"{theirs['flops']:.2f}", f"{theirs['speed']:.2f}"] if theirs else ["—"] * 3
         lines.append(
-            f"| {_label(row)} | {_points(row['minus_dense'])} | {cells[0]} | {dense['flops'] / row['flops']:.2f} | {cells[1]} "
-            f"| {row['speed_ratio']:.2f} | {cells[2]} |"
+            f"| {_label(row)} | {_points(row['minus_dense'])} | {cells[0]} | {dense['flops'] / row['flops']:.2f} "
+            f"| {cells[1]} | {row['speed_ratio']:.2f} | {cells[2]} |"
         )
     return "\n".join(lines)
 
@@ -152,10 +170,10 @@ def _paper(facts: dict[str, Any], dense: dict[str, Any], slimmed: list[dict[str,
 def _pictures(facts: dict[str, Any]) -> str:
     captions = {
         "speed": "Accuracy against measured speed; bars are one standard error.",
-        "lives": "Sample images (the first of the set), the life of every patch, and what is kept after each drop: kept light, "
-        "dropped dark.",
-        "weights": "Weight of a patch by layer: the step that inference takes, its smooth stand-ins in training, and the mean "
-        "over the patches of the sample images.",
+        "lives": "Sample images (the first of the set), the life of every patch, and what is kept after each drop: "
+        "kept light, dropped dark.",
+        "weights": "Weight of a patch by layer: the step that inference takes, its smooth stand-ins in training, and "
+        "the mean over the patches of the sample images.",
     }
     there = [(kind, path) for kind, path in facts.get("figures", {}).items() if kind in captions]
     if not there:

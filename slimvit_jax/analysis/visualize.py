@@ -23,7 +23,7 @@ from slimvit_jax.files import atomic_path
 TEMPERATURES = (0.5, 1.0, 1.5, 2.0, 3.0)  # the values of U in the paper's Fig. 3 and Table V
 INK, QUIET, ACCENT, SECOND = "#22262b", "#8a939d", "#c8452f", "#2f6fb0"
 LIVES = "viridis"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -49,7 +49,9 @@ DRAWN_FORMATS = tuple(sorted(Figure().canvas.get_supported_filetypes()))
 def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower().lstrip(".") not in DRAWN_FORMATS:
-        raise SlimError(f"cannot write a picture as {path.name!r}; endings: {', '.join('.' + f for f in DRAWN_FORMATS)}")
+        raise SlimError(
+            f"cannot write a picture as {path.name!r}; endings: {', '.join('.' + f for f in DRAWN_FORMATS)}"
+        )
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
     return path
@@ -72,8 +74,8 @@ def draw_weight_curves(
 ) -> Path:
     """The paper's Fig. 3: the step function of equation (4) and its smooth stand-ins for one patch of life `life`.
 
-    With `lives` (..., N), a third panel shows what training saw: mean and 10-90 % range of beta over these patches, layer by layer,
-    at `temperature`, beside the share of patches that `token_counts` (one per layer) computes at inference.
+    With `lives` (..., N), a third panel shows what training saw: mean and 10-90 % range of beta over these patches,
+    layer by layer, at `temperature`, beside the share of patches that `token_counts` (one per layer) computes.
     """
     with matplotlib.rc_context(STYLE):
         panels = 2 if lives is None else 3
@@ -127,7 +129,7 @@ def _layer_ticks(depth: int) -> list[int]:
 
 def draw_lives(
     path: str | Path,
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
     *,
     grid: tuple[int, int],
     kept: Sequence[np.ndarray] = (),
@@ -141,7 +143,7 @@ def draw_lives(
 
     Args:
       path: the file to write.
-      images: (H, W), (H, W, 1) or (H, W, 3) each, uint8 or floats in 0..1, of any size: the grid is laid over all of it.
+      images: (H, W), (H, W, 1) or (H, W, 3) each, uint8 or floats in 0..1, of any size: the grid is laid over it.
       grid: rows and columns of patches.
       kept: one (B, n) array per drop, the raster indices of the patches still computed after it.
       lives: (B, N) in raster order; omitted for methods that have none. Printed in the cells where they are legible.
@@ -159,11 +161,13 @@ def draw_lives(
         )
         axes = figure.subplots(len(images), columns, squeeze=False)
         extent = (0.0, float(grid[1]), float(grid[0]), 0.0)
-        heat = None
+        heat: Any = None
         for row, image in enumerate(images):
             picture = _as_picture(image)
             look = {"extent": extent, "cmap": "gray", "vmin": 0, "vmax": 1}
-            axes[row, 0].imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 96 else "antialiased", **look)
+            axes[row, 0].imshow(
+                picture, interpolation="nearest" if min(picture.shape[:2]) < 96 else "antialiased", **look
+            )
             if row < len(titles):
                 axes[row, 0].set_title(titles[row], fontsize=9)
             if lives is not None:
@@ -222,7 +226,7 @@ def _draw_cells(axis: Axes, grid: tuple[int, ...], color: str) -> None:
 
 
 def _veil(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(rows, columns, 4): dark over dropped patches, a breath of light over kept ones (so that black ones differ too)."""
+    """(rows, columns, 4): dark over dropped patches, a breath of light over kept ones, for black ones."""
     veil = np.tile(np.array([0.04, 0.05, 0.09, 0.86]), (grid[0] * grid[1], 1))
     veil[kept[kept >= 0]] = (1.0, 1.0, 0.9, 0.28)
     return veil.reshape(*grid, 4)
@@ -238,10 +242,10 @@ def _stage_title(stage: int, indices: np.ndarray, grid: tuple[int, int], token_c
 def draw_accuracy_speed(
     path: str | Path, series: Mapping[str, Sequence[Mapping[str, Any]]], *, title: str = "", dense: str | None = None
 ) -> Path:
-    """Top-1 against images per second. Each series is a list of points {"label", "images_per_second", "top1", "stderr"}.
+    """Top-1 against images per second.
 
-    Shares are in 0..1; bars are one standard error. `dense` names the series of single points drawn as a reference
-    line.
+    Each series is a list of points {"label", "images_per_second", "top1", "stderr"}. Shares are in
+    0..1; bars are one standard error. `dense` names the series drawn as a reference line.
     """
     looks = [(ACCENT, "o"), (QUIET, "s"), (SECOND, "D"), ("#5d8a3a", "^"), ("#8d5aa6", "v")]
     with matplotlib.rc_context(STYLE):

@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     device = jax.devices()[0]
-    head = f"{args.model}, batch {args.batch_size}, {models['dense'].dtype}, {jax.device_count()} x {device.device_kind}"
+    head = (
+        f"{args.model}, batch {args.batch_size}, {models['dense'].dtype}, {jax.device_count()} x {device.device_kind}"
+    )
     if args.json:
         print(json.dumps({"setting": head, "rounds": args.rounds, "results": rows}, indent=2))
         return 0

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """--method, --keep-rate, --set: what `method_options` reads."""
     parser.add_argument("--method", metavar="NAME", help="slimming method; none: the dense model")
-    parser.add_argument("--keep-rate", metavar="R", help="share of patches kept at each location, or R,R,R one for each")
+    parser.add_argument(
+        "--keep-rate", metavar="R", help="share of patches kept at each location, or R,R,R one for each"
+    )
     parser.add_argument(
         "--set",
         dest="options",
@@ -36,9 +38,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True) -
     """--workdir, or --model with --weights, and the method's: what `open_target` reads."""
     parser.add_argument("--model", metavar="NAME", help="model or family (see the command `models`)")
     if weights:
-        parser.add_argument("--weights", metavar="FILE", help=".safetensors .pth .npz, an Orbax directory, hf-hub:timm/NAME")
+        parser.add_argument(
+            "--weights", metavar="FILE", help=".safetensors .pth .npz, an Orbax directory, hf-hub:timm/NAME"
+        )
         parser.add_argument("--workdir", metavar="RUN", help="a finished training run: its model, weights and data")
-        parser.add_argument("--stage", metavar="NAME", help="with --workdir: the weights after this stage, not the last")
+        parser.add_argument(
+            "--stage", metavar="NAME", help="with --workdir: the weights after this stage, not the last"
+        )
         parser.add_argument(
             "--init-missing",
             action="append",
@@ -132,7 +138,7 @@ class Target:
 
 
 def open_target(args: argparse.Namespace) -> Target:
-    """The model, its preprocessing and the whereabouts of its weights; everything about them that is cheap is checked."""
+    """The model, its preprocessing and the whereabouts of its weights; what is cheap to check about them is checked."""
     if args.workdir:
         return _from_run(args)
     if not args.model or not args.weights:
@@ -189,7 +195,8 @@ def open_source(args: argparse.Namespace, target: Target) -> Source:
         source = data.open_source(args.data, args.split or "test", args.data_dir)
     if target.model.num_classes and source.num_classes > target.model.num_classes:
         raise SlimError(
-            f"{source.name} has {source.num_classes} classes, the model {target.model.num_classes}; other data or other weights"
+            f"{source.name} has {source.num_classes} classes, the model {target.model.num_classes};"
+            " it takes other data or other weights"
         )
     return source
 
@@ -223,7 +230,9 @@ def read_images(files: list[str], preprocess: Preprocess) -> np.ndarray:
     for file in files:
         path = Path(file)
         if not path.is_file():
-            raise SlimError(f"no image file {file!r}" if not path.exists() else f"{file!r} is a folder, not an image file")
+            raise SlimError(
+                f"no image file {file!r}" if not path.exists() else f"{file!r} is a folder, not an image file"
+            )
         pixels.append(preprocess.pixels(path.read_bytes(), file))
     return np.stack(pixels)
 

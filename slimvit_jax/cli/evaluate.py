@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         targets.append(common.open_target(args))
     first = targets[0]
     if not first.model.num_classes:
-        raise SlimError(f"{first.title} has no classifier (num_classes=0); give weights with one and --set num_classes=N")
+        raise SlimError(
+            f"{first.title} has no classifier (num_classes=0); give weights with one and --set num_classes=N"
+        )
     source = common.open_source(args, first)
 
     from slimvit_jax import flops

@@ -23,7 +23,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     common.add_preprocess_arguments(parser)
     parser.add_argument("--top", type=common.positive, default=5, metavar="K", help="classes to print per image")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
-    parser.add_argument("--out", metavar="DIR", default="predictions", help="where the pictures go (default: %(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", default="predictions", help="where the pictures go (default: %(default)s)"
+    )
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
@@ -35,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     target = common.open_target(args)
     model = target.model
     if not model.num_classes:
-        raise SlimError(f"{target.title} has no classifier (num_classes=0); give weights with one and --set num_classes=N")
+        raise SlimError(
+            f"{target.title} has no classifier (num_classes=0); give weights with one and --set num_classes=N"
+        )
     pixels = common.read_images(args.images, target.preprocess)
     names = common.class_names(args, target)
     variables = target.load()
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         share = probabilities(outputs.logits)[0]
         best = np.argsort(-share, kind="stable")[: args.top]
         label = lambda c: names[c] if names else f"class {c}"
-        top = [{"class": int(c), "name": label(c), "probability": float(share[c])} for c in best]
+        top: list[dict[str, Any]] = [{"class": int(c), "name": label(c), "probability": float(share[c])} for c in best]
         row: dict[str, Any] = {"image": file, "top": top, "picture": None}
         if folder is not None and outputs.kept:
             caption = f"{Path(file).name}: {top[0]['name']}, {100 * top[0]['probability']:.0f} %"
@@ -68,10 +72,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     table = common.table("image", "class", "probability", "picture")
     for row in rows:
-        for place, top in enumerate(row["top"]):
+        for place, guess in enumerate(row["top"]):
             first = place == 0
             table.add_row(
-                row["image"] if first else "", top["name"], f"{100 * top['probability']:.1f} %", row["picture"] if first else ""
+                row["image"] if first else "",
+                guess["name"],
+                f"{100 * guess['probability']:.1f} %",
+                row["picture"] if first else "",
             )
     common.show(table)
     if folder is not None and not any(row["picture"] for row in rows):

@@ -29,7 +29,9 @@ def open_run(args: argparse.Namespace) -> common.Target:
         inherited = config.method.options.to_dict() | extra["method_options"]
     if "keep_rate" in options:
         if name is None:
-            raise SlimError(f"--keep-rate {args.keep_rate}: stage {stage!r} of {workdir} is dense; add --method or --stage")
+            raise SlimError(
+                f"--keep-rate {args.keep_rate}: stage {stage!r} of {workdir} is dense; add --method or --stage"
+            )
         inherited.pop("budgets", None)  # a schedule of its own would win over the keep rate that is asked for
     model_options = config.model.options.to_dict() | extra["model_options"]
     model = create_model(config.model.name, method=name, **{**model_options, **inherited, **options})
