@@ -27,13 +27,20 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table, or JSON."""
     from slimvit_jax import list_methods, list_models
     from slimvit_jax.cli import common
-    from slimvit_jax.errors import unknown
+    from slimvit_jax.errors import SlimError, unknown
     from slimvit_jax.models import NAMED
 
     names = [name for name in sorted(NAMED) if args.pattern in name]
     if not names:
         raise unknown("model", args.pattern, NAMED)
-    rows = [_facts(name, args) for name in names]
+    rows, refused = [], None
+    for name in names:
+        try:
+            rows.append(_facts(name, args))
+        except SlimError as error:  # the method does not go with this backbone
+            refused = error
+    if refused is not None and not rows:
+        raise refused
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -50,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
             row["interpolation"],
         )
     common.show(table)
+    print("parameters include those that only training uses")
     families = [name for name in list_models() if name not in NAMED]
     print(f"families for any size: {', '.join(families)}\nmethods: {', '.join(list_methods())}")
     return 0
