@@ -2,8 +2,8 @@
 
     python train.py --config=configs/digits.py --workdir=runs/digits [--config.any.field=value ...]
 
-The same command goes on where it stopped. Exit status: 0 done; 1 stopped by a loss that is not finite; 2 bad input;
-143 stopped by SIGTERM (130 by Ctrl-C), everything saved.
+The same command goes on where it stopped. Exit status: 0 done; 1 stopped by a loss that is not finite or a full disk; 2
+bad input; 143 stopped by SIGTERM (130 by Ctrl-C), everything saved.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except training.Stopped as stop:
         print(f"train.py: {stop}", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGTERM)
+    except OSError as error:  # a full disk, a folder that is gone
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

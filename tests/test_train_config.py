@@ -109,7 +109,7 @@ def test_overrides_take_the_type_of_the_field():
         ({"data.name": "digit"}, ["digit", "digits"]),
         ({"data.train_split": "trian"}, ["trian", "train"]),
         ({"augment.kind": "shft"}, ["shft", "shift"]),
-        ({"data.batch_size": "4000"}, ["4000"]),
+        ({"data.batch_size": "4000"}, ["4000", "1437"]),
         ({"stages.dense.loss_weights.ratio": "1.0"}, ["ratio", "classification"]),
         ({"stages.dense.trainable": "['hed/.*']"}, ["hed/.*", "head/kernel"]),
         ({"init.path": "nowhere.safetensors"}, ["nowhere.safetensors"]),

@@ -3,7 +3,7 @@
 from slimvit_jax.training.build import build_model, build_preprocess, build_source, eval_data
 from slimvit_jax.training.config import default_config, load_config, parse_overrides, stage_defaults, validate
 from slimvit_jax.training.loop import NotFinite, Stopped
-from slimvit_jax.training.run import RunResult, load_run, run
+from slimvit_jax.training.stages import RunResult, load_run, run
 
 __all__ = [
     "NotFinite",

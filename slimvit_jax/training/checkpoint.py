@@ -28,8 +28,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int, say: Say) -> None:
-        for name in ("absl", "orbax"):  # they tell of every file
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("absl", "orbax"):  # they tell of every file, and of every failure at length: `say` does that
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._directory, self._say = directory, say
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True, save_root_metadata=False

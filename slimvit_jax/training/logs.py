@@ -39,6 +39,7 @@ class Logs:
         self._tensorboard_dir = workdir / "tb" if tensorboard and self._active else None
         self._writer: Any = None
         self._file: Any = None
+        self._complained = False
         self.console = Console(stderr=False, quiet=not self._active, highlight=False, soft_wrap=True)
 
     def rewind(self, step: int) -> None:
@@ -62,13 +63,19 @@ class Logs:
         """One line, and one TensorBoard point per number."""
         if not self._active:
             return
-        if self._file is None:
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (kept open)
         entry = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(_finite(entry)) + "\n")
-        self._file.flush()
-        if self._tensorboard_dir is not None and kind in ("train", "eval"):
-            self._board(step).add_scalars_flat(kind, values, step)
+        try:
+            if self._file is None:
+                self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (kept open)
+            self._file.write(json.dumps(_finite(entry)) + "\n")
+            self._file.flush()
+            if self._tensorboard_dir is not None and kind in ("train", "eval"):
+                self._board(step).add_scalars_flat(kind, values, step)
+        except OSError as error:  # a full disk must not end the training
+            self._file = None
+            if not self._complained:
+                self.console.print(f"metrics cannot be written to {self._path}: {error.strerror}", markup=False)
+            self._complained = True
 
     def event(self, name: str, text: str, step: int = 0, **facts: Any) -> None:
         """An event, also said on the console."""

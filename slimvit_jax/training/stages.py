@@ -61,6 +61,9 @@ def run(config: Any, workdir: str | Path) -> RunResult:
         mesh = make_mesh(config.mesh.fsdp)
         source = build.build_source(config, config.data.train_split)
         eval_source = build.build_source(config, config.data.eval_split)
+        size = config.data.batch_size
+        if size > len(source):
+            raise SlimError(f"config.data.batch_size={size} exceeds the {len(source)} training images")
         steps_per_epoch = build.train_data(config, config.stages[config.schedule[0]], 0, source).steps_per_epoch
         stages = [build.build_stage(config, name, steps_per_epoch, mesh) for name in config.schedule]
         folder.describe()

@@ -115,9 +115,9 @@ def make_train_step(
         )
         parts = losses(logits, aux, labels, reference)
         total = sum(options.loss_weights[name] * value for name, value in parts.items())
-        counted = labels.sum(-1) > 0
-        hits = (logits.argmax(-1) == labels.argmax(-1)) & counted
-        report = [total, hits.sum() / jnp.maximum(counted.sum(), 1), *(parts[name] for name in sorted(parts))]
+        counted = (labels.sum(-1) > 0).astype(jnp.float32)  # float, to travel in the same all-reduce as the gradient
+        hits = counted * (logits.argmax(-1) == labels.argmax(-1))
+        report = [total, hits.sum() / jnp.maximum(counted.sum(), 1.0), *(parts[name] for name in sorted(parts))]
         statistics = updates.get("batch_stats", {}) if options.update_statistics else state.batch_stats
         return total, (jnp.stack([jnp.asarray(v, jnp.float32) for v in report]), statistics)
 
