@@ -12,6 +12,7 @@ from slimvit_jax.analysis.flops import FlopsReport, flops
 from slimvit_jax.build import create_model, list_methods, list_models
 from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
+from slimvit_jax.fuse import fuse
 from slimvit_jax.models import preprocess_for
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Slimming
@@ -30,6 +31,7 @@ __all__ = [
     "create_model",
     "flops",
     "from_torch",
+    "fuse",
     "list_methods",
     "list_models",
     "load",

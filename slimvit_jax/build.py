@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from slimvit_jax.backbones.base import Backbone
+from slimvit_jax.backbones.levit import LeViT
 from slimvit_jax.backbones.lvvit import LVViT
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError, unknown
@@ -13,10 +15,12 @@ from slimvit_jax.models import NAMED
 from slimvit_jax.slimming import Slimming
 
 #: Families for any size: name to (class, options that make the family).
-FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any]]] = {
+FAMILIES: dict[str, tuple[type[Backbone], dict[str, Any]]] = {
     "vit": (VisionTransformer, {}),
     "deit_distilled": (VisionTransformer, {"distilled": True}),
     "lvvit": (LVViT, {}),
+    "levit": (LeViT, {}),
+    "levit_distilled": (LeViT, {"distilled": True}),
 }
 
 
@@ -30,11 +34,11 @@ def list_methods() -> list[str]:
     return sorted(METHODS)
 
 
-def create_model(name: str, method: str | Slimming | None = None, **options: Any) -> VisionTransformer:
+def create_model(name: str, method: str | Slimming | None = None, **options: Any) -> Backbone:
     """A model ready for `init` and `apply`.
 
     Args:
-      name: a named model ("deit_small_patch16_224") or a family for any size ("vit", "lvvit").
+      name: a named model ("deit_small_patch16_224") or a family for any size ("vit", "lvvit", "levit").
       method: a method's name, its options among `options`; or a method object; or None for the dense model (for
         names such as "sit_s", which imply a method: for that method).
       **options: of the backbone (timm's keyword names; they override the named model's) and of the method.

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.layers import Linear
 from slimvit_jax.ops import elementwise
 
 Array = jax.Array
@@ -116,3 +117,58 @@ class ConvStem(nn.Module):
         """Convolution and norm number i (from 1), under the names of LV-ViT."""
         x = conv3x3(features, stride, self.fused, self.dtype, f"conv{i}")(x)
         return x if self.fused else BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train)
+
+
+class ConvNorm(nn.Module):
+    """A 3x3 convolution and a batch norm, under LeViT's names."""
+
+    features: int
+    stride: int
+    fused: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = conv3x3(self.features, self.stride, self.fused, self.dtype, "linear")(x)
+        return x if self.fused else BatchNorm(dtype=self.dtype, name="bn")(x, train)
+
+
+class LinearNorm(nn.Module):
+    """A linear layer without bias and a batch norm; fused, a linear layer with bias.
+
+    Attributes:
+      zero: the norm's gain starts at zero, so that a residual branch starts as nothing.
+    """
+
+    features: int
+    zero: bool = False
+    fused: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.linear = Linear(self.features, use_bias=self.fused, dtype=self.dtype, kernel_init=torch_default)
+        if not self.fused:
+            gain = nn.initializers.zeros if self.zero else nn.initializers.ones
+            self.bn = BatchNorm(dtype=self.dtype, scale_init=gain)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = self.linear(x)
+        return x if self.fused else self.bn(x, train)
+
+
+class NormLinear(nn.Module):
+    """Batch norm, dropout and a linear layer with bias: a head of LeViT; fused, the linear layer alone. float32."""
+
+    features: int
+    drop: float = 0.0
+    fused: bool = False
+
+    def setup(self) -> None:
+        if not self.fused:
+            self.bn = BatchNorm()
+        self.linear = Linear(self.features)
+        self.dropout = nn.Dropout(self.drop)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = x if self.fused else self.bn(x, train)
+        return self.linear(self.dropout(x, deterministic=not train))

@@ -108,7 +108,7 @@ def _table() -> dict[str, NamedModel]:
         name = f"vit_{size}_patch14_reg4_dinov2"
         more = more | {"reg_tokens": 4, "no_embed_class": True}
         table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
-    return table | _lvvit_table()
+    return table | _lvvit_table() | _levit_table()
 
 
 def _lvvit_table() -> dict[str, NamedModel]:
@@ -148,6 +148,31 @@ def _lvvit_table() -> dict[str, NamedModel]:
         options = MappingProxyType({"keep_rate": 0.5, "locations": tuple(accumulate(blocks[:-1]))})
         dense = table[f"lvvit_{backbone}"]
         table[f"sit_{size}"] = dataclasses.replace(dense, method="sit", method_kwargs=options)
+    return table
+
+
+def _levit_table() -> dict[str, NamedModel]:
+    # widths, layers and heads of the stages, channels per head
+    sizes = {
+        "128s": ((128, 256, 384), (2, 3, 4), (4, 6, 8), 16),
+        "128": ((128, 256, 384), (4, 4, 4), (4, 8, 12), 16),
+        "192": ((192, 288, 384), (4, 4, 4), (3, 5, 6), 32),
+        "256": ((256, 384, 512), (4, 4, 4), (4, 6, 8), 32),
+        "384": ((384, 512, 768), (4, 4, 4), (6, 9, 12), 32),
+    }
+    table: dict[str, NamedModel] = {}
+    for size, (dims, depths, heads, key_dim) in sizes.items():
+        kwargs: dict[str, Any] = {
+            "img_size": 224,
+            "embed_dim": dims,
+            "depth": depths,
+            "num_heads": heads,
+            "key_dim": key_dim,
+            "num_classes": 1000,
+            "distilled": True,
+        }
+        hub = f"timm/levit_{size}.fb_dist_in1k"
+        table[f"levit_{size}"] = NamedModel("levit", MappingProxyType(kwargs), Preprocess(), hub)
     return table
 
 

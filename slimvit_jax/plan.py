@@ -25,6 +25,7 @@ class Geometry:
       prefix_tokens: class, distillation and register tokens in front of the patches; never dropped.
       class_token: whether the first prefix token is a class token.
       num_classes: of the head; 0 for none.
+      pyramid: the dense model's plan where the backbone itself subsamples its grid, else None.
     """
 
     grid: tuple[int, int]
@@ -34,6 +35,7 @@ class Geometry:
     prefix_tokens: int = 1
     class_token: bool = True
     num_classes: int = 0
+    pyramid: Plan | None = None
 
     @property
     def num_patches(self) -> int:

@@ -62,6 +62,11 @@ class Slimming(nn.Module, kw_only=True):
                 object.__setattr__(self, field, tuple(value))
         self.check_options()
         if self.geometry is not None:
+            if self.geometry.pyramid is not None and self.method != "dense":
+                raise SlimError(
+                    f"method {self.method!r} cannot run on this backbone: it subsamples the grid of patches between its"
+                    " stages and has a bias for every distance, so all patches must be there, at their places"
+                )
             self.check_geometry(self.geometry)
         super().__post_init__()
 
@@ -101,7 +106,7 @@ class Slimming(nn.Module, kw_only=True):
     @property
     def plan(self) -> Plan:
         """Patch tokens per layer at inference."""
-        return Plan.full(self.bound.num_patches, self.bound.depth)
+        return self.bound.pyramid or Plan.full(self.bound.num_patches, self.bound.depth)
 
     @property
     def train_plan(self) -> Plan:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from slimvit_jax.models import NAMED
 
 Shapes = Mapping[str, tuple[int, ...]]
+_FAMILIES = {"ViT": "vit", "distilled ViT": "deit_distilled", "LV-ViT": "lvvit", "LeViT": "levit"}
 
 
 def facts(shapes: Shapes) -> dict[str, object]:
@@ -28,6 +29,11 @@ def facts(shapes: Shapes) -> dict[str, object]:
             break
     if blocks:
         found["depth"] = max(blocks) + 1
+    if found.get("family") == "LeViT":
+        pattern = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.mlp\.ln2\.linear\.weight")
+        layers = [match for name in sorted(shapes) if (match := pattern.fullmatch(name))]
+        found["embed_dim"] = tuple(shapes[layer.string][0] for layer in layers if layer[2] == "0")
+        found["depth"] = tuple(len([1 for layer in layers if layer[1] == n]) for n in sorted({m[1] for m in layers}))
     proj = shapes.get("patch_embed.proj.weight", ())
     if len(proj) == 4:
         found["patch_size"], found["in_chans"] = proj[2], proj[1]
@@ -41,15 +47,14 @@ def phrase(found: Mapping[str, object]) -> str:
     if "family" not in found:
         return "no vision transformer known here"
     rest = ", ".join(f"{key} {value}" for key, value in found.items() if key != "family")
-    sizes = ("embed_dim", "depth", "patch_size")
-    family = "deit_distilled" if found["family"] == "distilled ViT" else "vit"
+    sizes = [key for key in ("embed_dim", "depth", "patch_size") if key in found]
     same = [
         name
         for name, model in NAMED.items()
-        if model.family == family
-        and all(model.kwargs[size] == found.get(size) for size in sizes)
+        if model.family == _FAMILIES[found["family"]]
+        and model.method is None
+        and all(model.kwargs[size] == found[size] for size in sizes)
         and model.kwargs.get("reg_tokens", 0) == found.get("reg_tokens", 0)
-        and found["family"] in ("ViT", "distilled ViT")
     ]
     like = f", as in {', '.join(same[:3])}" if same else ""
     return f"a {found['family']} with {rest}{like}"

@@ -24,8 +24,11 @@ def _heads_first(x: Array) -> Array:
     return x.transpose(0, 2, 1, 3)
 
 
-def _logits(q: Array, k: Array, log_weight: Array | None) -> Array:
-    """Scaled logits of queries and keys (B, H, N, D) plus the keys' (B, Nk) log weights: float32 (B, H, Nq, Nk)."""
+def _logits(q: Array, k: Array, log_weight: Array | None, bias: Array | None = None) -> Array:
+    """Scaled logits of queries and keys (B, H, N, D) plus the keys' (B, Nk) log weights: float32 (B, H, Nq, Nk).
+
+    A bias (H, Nq, Nk) is added to the logits of every image.
+    """
     scale = q.shape[-1] ** -0.5
     # The scale goes into the queries: (B, H, Nq, D) numbers instead of the (B, H, Nq, Nk) of the logits.  Under
     # bfloat16 it waits for the float32 logits, because a rounded scale is only exact for a power of four.
@@ -35,7 +38,7 @@ def _logits(q: Array, k: Array, log_weight: Array | None) -> Array:
     logits = logits if early else logits * scale
     if log_weight is not None:
         logits = logits + log_weight.astype(jnp.float32)[:, None, None, :]
-    return logits
+    return logits if bias is None else logits + bias.astype(jnp.float32)
 
 
 def _shifted_exp(logits: Array) -> Array:
@@ -43,18 +46,27 @@ def _shifted_exp(logits: Array) -> Array:
     return jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
 
 
-def attention(q: Array, k: Array, v: Array, *, log_weight: Array | None = None, backend: str = "auto") -> Array:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    log_weight: Array | None = None,
+    bias: Array | None = None,
+    backend: str = "auto",
+) -> Array:
     """Softmax attention, key j weighted by exp(log_weight_j).
 
     Args:
       q: (B, Nq, H, D) queries.
-      k, v: (B, Nk, H, D) keys and values, in the dtype of ``q``.
+      k, v: (B, Nk, H, D) keys and values, in the dtype of ``q``; "xla" takes values of another width D' as well.
       log_weight: None or float32 (B, Nk), added to the logits of key j for every query and head.
+      bias: None or float32 (H, Nq, Nk), added to the logits of every image; "xla" only.
       backend: "xla", "cudnn" (fused, GPU only) or "auto", which takes the fused kernel on a GPU for 16-bit inputs
-        without log_weight.
+        without log_weight and bias.
 
     Returns:
-      (B, Nq, H, D) in the dtype of ``q``.
+      (B, Nq, H, D') in the dtype of ``q``.
 
     Raises:
       SlimError: for an unknown backend, and for "cudnn" with inputs it cannot take.
@@ -63,14 +75,17 @@ def attention(q: Array, k: Array, v: Array, *, log_weight: Array | None = None, 
         raise unknown("attention backend", backend, BACKENDS)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if backend == "auto":
-        backend = "cudnn" if half and log_weight is None and jax.default_backend() == "gpu" else "xla"
+        plain = log_weight is None and bias is None and v.shape[-1] == q.shape[-1]
+        backend = "cudnn" if half and plain and jax.default_backend() == "gpu" else "xla"
     if backend == "cudnn":
         if not half:
             raise SlimError(f"attention backend 'cudnn' needs bfloat16 or float16, got {q.dtype.name}: use 'xla'")
-        bias = None if log_weight is None else log_weight.astype(q.dtype)[:, None, None, :]
-        return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+        if bias is not None:
+            raise SlimError("attention backend 'cudnn' takes no bias per query and key: use 'xla'")
+        weight = None if log_weight is None else log_weight.astype(q.dtype)[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, bias=weight, implementation="cudnn")
     q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-    weights = _shifted_exp(_logits(q, k, log_weight))
+    weights = _shifted_exp(_logits(q, k, log_weight, bias))
     out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Dividing the (Nq, D) output by the row sums instead of the (Nq, Nk) weights saves a pass over the larger array.
     return _heads_first((out / weights.sum(-1, keepdims=True)).astype(q.dtype))

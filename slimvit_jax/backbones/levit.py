@@ -1,0 +1,177 @@
+"""LeViT (Graham et al. 2021) with timm's options, parameter names and numbers (timm/models/levit.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slimvit_jax.backbones.base import Backbone, check_rates
+from slimvit_jax.backbones.levit_layers import Layer, LevitStage, LevitStem, halved
+from slimvit_jax.errors import SlimError
+from slimvit_jax.layers_conv import NormLinear, stem_flops, stem_layers
+from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.tokens import Aux
+
+Array = jax.Array
+STRIDE = 16  # of the stem
+DOWN_ATTN_RATIO, DOWN_MLP_RATIO = 4, 2  # of the subsampling layers, fixed in timm
+
+
+def _per_stage(name: str, value: Any, stages: int, whole: bool = True) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * stages
+    fits = lambda v: isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) and v > 0
+    if len(values) != stages or not all(fits(v) for v in values):
+        kind = "whole numbers" if whole else "numbers"
+        raise SlimError(f"{name}={value!r} must be positive {kind}: one, or one for each of the {stages} stages")
+    return values
+
+
+class LeViT(Backbone, kw_only=True):
+    """Stages of attention on a shrinking grid, batch norm everywhere, no class token.
+
+    Only the dense model: its subsampling attention and its biases need every patch at its place, so that methods which
+    drop or merge patches are refused (see `Geometry.pyramid`). The layers of `aux.token_counts` and `flops` are the
+    blocks and the subsampling layers, which count the tokens they take in.
+
+    Attributes (besides those of `Backbone`; img_size must be divisible by 16):
+      embed_dim, depth: width and layers of each stage.
+      num_heads, key_dim: heads, and channels of each for queries and keys: one number, or one per stage.
+      attn_ratio, mlp_ratio: channels per head of the values over key_dim, hidden width over the stage's width.
+      distilled: a second head; logits are the mean of both.
+      drop_rate, drop_path_rate: dropout of the heads, stochastic depth of every layer.
+      fused: batch norms are folded into the linear layers; inference only, see `fuse`.
+    """
+
+    embed_dim: tuple[int, ...] = (256, 384, 512)
+    depth: tuple[int, ...] = (4, 4, 4)
+    num_heads: tuple[int, ...] = (4, 6, 8)
+    key_dim: tuple[int, ...] = (32, 32, 32)
+    attn_ratio: tuple[float, ...] = (2.0, 2.0, 2.0)
+    mlp_ratio: tuple[float, ...] = (2.0, 2.0, 2.0)
+    distilled: bool = False
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    fused: bool = False
+
+    @classmethod
+    def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
+        options = super().normalise(options)
+        widths = cls.option(options, "embed_dim")
+        stages = len(widths) if isinstance(widths, (tuple, list)) else 1
+        if not stages:
+            raise SlimError("embed_dim=() must have a width for each stage, at least one")
+        for name in ("embed_dim", "depth", "num_heads", "key_dim"):
+            options[name] = _per_stage(name, _shared(cls.option(options, name), name in options, stages), stages)
+        for name in ("attn_ratio", "mlp_ratio"):
+            given = _shared(cls.option(options, name), name in options, stages)
+            options[name] = _per_stage(name, given, stages, whole=False)
+        check_rates(**{name: cls.option(options, name) for name in ("drop_rate", "drop_path_rate")})
+        for axis, size in zip(("height", "width"), options["img_size"], strict=True):
+            if size % STRIDE:
+                raise SlimError(f"image {axis} {size} is not divisible by {STRIDE}, the stride of LeViT's stem")
+        if options["embed_dim"][0] % 8:
+            raise SlimError(f"embed_dim={options['embed_dim']}: the first must be divisible by 8 for the stem")
+        for width, key in zip(options["embed_dim"][:-1], options["key_dim"][:-1], strict=True):
+            if width < key:
+                raise SlimError(f"key_dim={key} is wider than embed_dim={width}: no head is left to subsample with")
+        return options
+
+    @classmethod
+    def stages_of(cls, options: dict[str, Any]) -> tuple[tuple[Layer, ...], ...]:
+        """The sizes of all layers by stage, from normalised options."""
+        get = lambda name: options[name]
+        height, width = get("img_size")
+        grid, in_dim, stages = (height // STRIDE, width // STRIDE), get("embed_dim")[0], []
+        for i, (dim, depth, heads, key) in enumerate(
+            zip(get("embed_dim"), get("depth"), get("num_heads"), get("key_dim"), strict=True)
+        ):
+            layers = []
+            if i:
+                down_key = get("key_dim")[i - 1]
+                value, hidden = DOWN_ATTN_RATIO * down_key, DOWN_MLP_RATIO * dim
+                layers.append(Layer(grid, in_dim, dim, in_dim // down_key, down_key, value, hidden, True))
+                grid = halved(grid)
+            value, hidden = int(get("attn_ratio")[i] * key), int(dim * get("mlp_ratio")[i])
+            layers += [Layer(grid, dim, dim, heads, key, value, hidden, False)] * depth
+            stages.append(tuple(layers))
+            in_dim = dim
+        return tuple(stages)
+
+    @classmethod
+    def geometry_of(cls, options: dict[str, Any]) -> Geometry:
+        layers = [layer for stage in cls.stages_of(options) for layer in stage]
+        return Geometry(
+            grid=layers[0].grid,
+            depth=len(layers),
+            dim=layers[0].dim,
+            heads=layers[0].heads,
+            prefix_tokens=0,
+            class_token=False,
+            num_classes=cls.option(options, "num_classes"),
+            pyramid=Plan(tuple(layer.tokens for layer in layers), tuple(layer.left for layer in layers)),
+        )
+
+    @property
+    def stages(self) -> tuple[tuple[Layer, ...], ...]:
+        """The sizes of all layers by stage."""
+        names = ("img_size", "embed_dim", "depth", "num_heads", "key_dim", "attn_ratio", "mlp_ratio")
+        return self.stages_of({name: getattr(self, name) for name in names})
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """What one token of the first grid stands for."""
+        return STRIDE, STRIDE
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Array,
+        train: bool = False,
+        *,
+        return_aux: bool = False,
+        record_tokens: bool = False,
+        scores: Array | None = None,
+    ) -> Array | tuple[Array, Aux]:
+        """Classify images; arguments and results as of `VisionTransformer`, `scores` excepted."""
+        self.check_images(images.shape)
+        if scores is not None:
+            raise SlimError("scores: LeViT keeps every patch, there is nothing to rank")
+        if self.fused and train:
+            raise SlimError("a fused model is for inference only: its batch norms are gone")
+        dtype = jnp.dtype(self.dtype)
+        stem = LevitStem(stem_layers("4c", self.embed_dim[0]), nn.hard_swish, self.fused, dtype, name="stem")
+        x = stem(images, train)
+        seen: list[Array] = []
+        for i, layers in enumerate(self.stages):
+            stage = LevitStage(layers, self.drop_path_rate, self.fused, dtype, name=f"stages_{i}")
+            seen += stage(seen[-1] if seen else x, train)
+        logits = pooled = seen[-1].astype(jnp.float32).mean(axis=1)
+        taps: dict[str, Any] = {"tokens": tuple(seen)} if record_tokens else {}
+        if self.num_classes:
+            logits = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head")(pooled, train)
+            if self.distilled:
+                dist = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head_dist")(pooled, train)
+                taps |= {"head_logits": logits, "dist_logits": dist}
+                logits = (logits + dist) / 2
+        if not return_aux:
+            return logits
+        return logits, Aux(self.slim.plan.token_counts, kept=(), scores=None, features=seen[-1], taps=taps)
+
+    def bias_index(self, path: tuple[str, ...]) -> np.ndarray:
+        """The (queries, keys) index into the attention biases at `path` of the parameters."""
+        stage = next(int(name.removeprefix("stages_")) for name in path if name.startswith("stages_"))
+        return self.stages[stage][0 if "downsample" in path else -1].bias_index
+
+    def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
+        stem = stem_flops(stem_layers("4c", self.embed_dim[0]), self.img_size, self.in_chans)
+        layers = tuple(layer.flops for stage in self.stages for layer in stage)
+        return stem, layers, self.embed_dim[-1] * self.num_classes * (2 if self.distilled else 1)
+
+
+def _shared(value: Any, given: bool, stages: int) -> Any:
+    """A default that is meant for three stages, for any number of them; what was given, as it is."""
+    return value if given or len(value) == stages else value[0]

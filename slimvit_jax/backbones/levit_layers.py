@@ -1,0 +1,223 @@
+"""The layers of LeViT, under timm's names (timm/models/levit.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from slimvit_jax.layers import DropPath
+from slimvit_jax.layers_conv import ConvNorm, ConvStem, LinearNorm
+from slimvit_jax.ops.attention import attention
+
+Array = jax.Array
+Grid = tuple[int, int]
+
+
+def halved(grid: Grid) -> Grid:
+    """The grid after a subsampling layer: every second row and column, the first included."""
+    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
+def bias_index(grid: Grid, stride: int = 1) -> np.ndarray:
+    """Which entry of a table of H * W distances a query and a key share: |dy| * W + |dx|.
+
+    Args:
+      grid: rows and columns of the keys.
+      stride: queries are every stride-th row and column.
+
+    Returns:
+      (queries, H * W) int array.
+    """
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    queries = (rows % stride == 0) & (columns % stride == 0)
+    down = np.abs(rows[queries, None] - rows[None])
+    across = np.abs(columns[queries, None] - columns[None])
+    return down * grid[1] + across
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The sizes of one layer.
+
+    Attributes:
+      grid: of the tokens that come in.
+      in_dim, dim: width of the tokens that come in and go out; equal unless it subsamples.
+      heads, key, value: attention heads, channels of each for queries and keys, and for values.
+      hidden: width of the MLP.
+      down: it subsamples: queries are every second row and column, and the attention has no residual.
+    """
+
+    grid: Grid
+    in_dim: int
+    dim: int
+    heads: int
+    key: int
+    value: int
+    hidden: int
+    down: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that come in."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def left(self) -> int:
+        """Tokens that go out."""
+        rows, columns = halved(self.grid) if self.down else self.grid
+        return rows * columns
+
+    @property
+    def bias_index(self) -> np.ndarray:
+        """See `bias_index`."""
+        return bias_index(self.grid, 2 if self.down else 1)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds."""
+        project = self.heads * self.in_dim * (self.tokens * (self.key + self.value) + self.left * self.key)
+        attend = self.heads * self.left * self.tokens * (self.key + self.value)
+        return project + attend + self.left * self.dim * (self.heads * self.value + 2 * self.hidden)
+
+
+class Projection(nn.Module):
+    """Hard-swish, then linear and batch norm: timm's "proj"."""
+
+    features: int
+    zero: bool
+    fused: bool
+    dtype: Any
+
+    def setup(self) -> None:
+        self.ln = LinearNorm(self.features, self.zero, self.fused, self.dtype)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        return self.ln(nn.hard_swish(x), train)
+
+
+class Subsampled(nn.Module):
+    """Every second row and column, then linear and batch norm: timm's "q" of a subsampling layer."""
+
+    features: int
+    grid: Grid
+    fused: bool
+    dtype: Any
+
+    def setup(self) -> None:
+        self.ln = LinearNorm(self.features, False, self.fused, self.dtype)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        batch, _, dim = x.shape
+        return self.ln(x.reshape(batch, *self.grid, dim)[:, ::2, ::2].reshape(batch, -1, dim), train)
+
+
+class LevitAttention(nn.Module):
+    """Attention with one learned bias per head and distance.
+
+    Attributes:
+      layer: the sizes.
+      fused: batch norms are folded into the linear layers and the biases expanded to (heads, queries, keys).
+    """
+
+    layer: Layer
+    fused: bool
+    dtype: Any
+
+    def setup(self) -> None:
+        size, fused, dtype = self.layer, self.fused, self.dtype
+        if size.down:
+            self.kv = LinearNorm(size.heads * (size.key + size.value), False, fused, dtype)
+            self.q = Subsampled(size.heads * size.key, size.grid, fused, dtype)
+        else:
+            self.qkv = LinearNorm(size.heads * (2 * size.key + size.value), False, fused, dtype)
+        self.proj = Projection(size.dim, not size.down, fused, dtype)
+        shape = (size.left, size.tokens) if fused else (size.tokens,)
+        self.attention_biases = self.param("attention_biases", nn.initializers.zeros, (size.heads, *shape))
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(B, tokens, in_dim) to (B, left, dim)."""
+        batch, length, _ = x.shape
+        heads, key = self.layer.heads, self.layer.key
+        if self.layer.down:
+            query = self.q(x, train).reshape(batch, -1, heads, key)
+            both = self.kv(x, train).reshape(batch, length, heads, -1)
+        else:  # split per head, not into one block each of queries, keys and values
+            every = self.qkv(x, train).reshape(batch, length, heads, -1)
+            query, both = every[..., :key], every[..., key:]
+        bias = self.attention_biases if self.fused else self.attention_biases[:, self.layer.bias_index]
+        out = attention(query, both[..., :key], both[..., key:], bias=bias, backend="xla")
+        return self.proj(out.reshape(batch, self.layer.left, -1), train)
+
+
+class LevitMlp(nn.Module):
+    """Linear and batch norm, hard-swish, linear and batch norm."""
+
+    hidden: int
+    dim: int
+    fused: bool
+    dtype: Any
+
+    def setup(self) -> None:
+        self.ln1 = LinearNorm(self.hidden, False, self.fused, self.dtype)
+        self.ln2 = LinearNorm(self.dim, True, self.fused, self.dtype)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        return self.ln2(nn.hard_swish(self.ln1(x, train)), train)
+
+
+class LevitBlock(nn.Module):
+    """One layer: an attention, residual unless it subsamples, and a residual MLP."""
+
+    layer: Layer
+    drop_path: float
+    fused: bool
+    dtype: Any
+
+    def setup(self) -> None:
+        attend = LevitAttention(self.layer, self.fused, self.dtype)
+        if self.layer.down:
+            self.attn_downsample = attend
+        else:
+            self.attn = attend
+        self.mlp = LevitMlp(self.layer.hidden, self.layer.dim, self.fused, self.dtype)
+        self.stochastic_depth = DropPath(self.drop_path)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.layer.down:
+            x = self.attn_downsample(x, train)
+        else:
+            x = x + self.stochastic_depth(self.attn(x, train), train)
+        return x + self.stochastic_depth(self.mlp(x, train), train)
+
+
+class LevitStage(nn.Module):
+    """The layers of one grid, led by the one that subsamples to it in all but the first stage."""
+
+    layers: tuple[Layer, ...]
+    drop_path: float
+    fused: bool
+    dtype: Any
+
+    def setup(self) -> None:
+        block = lambda layer: LevitBlock(layer, self.drop_path, self.fused, self.dtype)
+        if self.layers[0].down:
+            self.downsample = block(self.layers[0])
+        self.blocks = [block(layer) for layer in self.layers if not layer.down]
+
+    def __call__(self, x: Array, train: bool) -> list[Array]:
+        """The tokens after every layer."""
+        seen = [self.downsample(x, train)] if self.layers[0].down else []
+        for block in self.blocks:
+            seen.append(block(seen[-1] if seen else x, train))
+        return seen
+
+
+class LevitStem(ConvStem):
+    """LeViT's convolutions, under timm's names."""
+
+    def layer(self, i: int, features: int, stride: int, x: Array, train: bool) -> Array:
+        return ConvNorm(features, stride, self.fused, self.dtype, name=f"conv{i}")(x, train)

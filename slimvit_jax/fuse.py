@@ -1,0 +1,72 @@
+"""Batch norms folded into the layers next to them, for inference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from slimvit_jax.convert.rules import flatten, unflatten
+from slimvit_jax.errors import SlimError
+from slimvit_jax.layers_conv import BatchNorm
+
+Path = tuple[str, ...]
+#: A batch norm's name -> the name of the linear or convolutional layer beside it.
+_PARTNERS = ((re.compile(r"bn"), "linear"), (re.compile(r"bn(\d+)"), r"conv\1"))
+
+
+def fuse(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model without its batch norms, and its variables: the same numbers, up to rounding, in less time.
+
+    With the running statistics a batch norm is y * gain + shift. Behind a layer without bias the gain goes into the
+    kernel's columns and the shift becomes the bias; in front of a layer with bias (LeViT's heads) they go through the
+    kernel's rows. LeViT's attention biases are expanded from one per distance to one per query and key.
+
+    Args:
+      model: a LeViT or an LV-ViT with a convolutional stem.
+      variables: of that model, with "batch_stats".
+
+    Returns:
+      (model, variables): inference only; `train=True` is refused. State-dict names are those of the layers.
+
+    Raises:
+      SlimError: the model has no batch norm, or is fused already; the variables are of another model.
+    """
+    if not hasattr(model, "fused") or getattr(model, "p_emb", "") == "none":
+        raise SlimError(f"fuse: {type(model).__name__} has no batch norm to fold into another layer")
+    if model.fused:
+        raise SlimError("fuse: the model is fused already")
+    flat = flatten(variables)
+    if not any(path[0] == "batch_stats" for path in flat):
+        raise SlimError("fuse: the variables have no batch_stats, the running statistics to fold")
+    fused = {path: array for path, array in flat.items() if path[0] == "params" and not _is_norm(path[-2])}
+    for path in flat:
+        if path[0] == "batch_stats" and path[-1] == "mean":
+            _fold(fused, flat, path[1:-1])
+    for path, array in fused.items():
+        if path[-1] == "attention_biases":
+            fused[path] = np.asarray(array)[:, model.bias_index(path)]
+    return model.clone(fused=True), unflatten({path: jnp.asarray(a, jnp.float32) for path, a in fused.items()})
+
+
+def _is_norm(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern, _ in _PARTNERS)
+
+
+def _fold(fused: dict[Path, Any], flat: Mapping[Path, Any], norm: Path) -> None:
+    scale, bias = (np.asarray(flat["params", *norm, name], np.float64) for name in ("scale", "bias"))
+    mean, var = (np.asarray(flat["batch_stats", *norm, name], np.float64) for name in ("mean", "var"))
+    gain = scale / np.sqrt(var + BatchNorm.eps)
+    shift = bias - mean * gain
+    partner = next(p.sub(name, norm[-1]) for p, name in _PARTNERS if p.fullmatch(norm[-1]))
+    layer = ("params", *norm[:-1], partner)
+    kernel = np.asarray(fused[*layer, "kernel"], np.float64)
+    if (*layer, "bias") in fused:  # the norm comes first
+        fused[*layer, "kernel"] = kernel * gain[:, None]
+        fused[*layer, "bias"] = np.asarray(fused[*layer, "bias"], np.float64) + shift @ kernel
+    else:
+        fused[*layer, "kernel"] = kernel * gain
+        fused[*layer, "bias"] = shift
