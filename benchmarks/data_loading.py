@@ -12,13 +12,15 @@ ImageNet's.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +34,10 @@ RECIPES = {
 }
 
 
-def make_files(root: Path, count: int) -> None:
-    """Writes `count` JPEGs with the size, detail and file size (about 100 kB) of ImageNet's photographs."""
+def make_files(root: Path, count: int, entries: int) -> None:
+    """Writes `count` JPEGs like ImageNet's photographs in size and detail, each under so many names that the folder has
+    `entries`: an epoch longer than the measurement, because timm's loaders stall at an epoch's end and ours does not.
+    """
     random = np.random.default_rng(0)
     for i in range(count):
         pixels = np.zeros((375, 500, 3), np.float32)
@@ -44,6 +48,8 @@ def make_files(root: Path, count: int) -> None:
         directory = root / "train" / f"class{i % 4}"
         directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{i:04}.jpg", quality=90)
+        for copy in range(1, -(-entries // count)):
+            os.link(directory / f"{i:04}.jpg", directory / f"{i:04}-{copy}.jpg")
 
 
 def import_timm() -> object:
@@ -62,7 +68,9 @@ def import_timm() -> object:
         return importlib.import_module("timm.data")
 
 
-def timm_batches(root: Path, recipe: dict, batch: int, workers: int, prefetcher: bool) -> Iterator[np.ndarray]:
+def timm_batches(
+    root: Path, recipe: dict, batch: int, workers: int, prefetcher: bool
+) -> Generator[np.ndarray, None, None]:
     """timm's training batches (B, 3, 224, 224), endless."""
     import torch
 
@@ -93,7 +101,7 @@ def timm_batches(root: Path, recipe: dict, batch: int, workers: int, prefetcher:
             yield images
 
 
-def our_batches(root: Path, recipe: dict, batch: int, workers: int) -> Iterator[np.ndarray]:
+def our_batches(root: Path, recipe: dict, batch: int, workers: int) -> Generator[np.ndarray, None, None]:
     """Our training batches (B, 224, 224, 3), endless."""
     source = open_source("folder", "train", root)
     augment = Augment(kind="crop", **recipe)
@@ -131,19 +139,23 @@ def main() -> None:
     recipe = RECIPES[args.recipe]
     with tempfile.TemporaryDirectory() as scratch:
         root = args.data or Path(scratch)
+        drain = 3 * args.workers + 2
         if args.data is None:
-            make_files(root, args.files)
+            make_files(root, args.files, args.batch * (args.rounds * (drain + args.count) + drain))
         loaders = {"slimvit_jax": our_batches(root, recipe, args.batch, args.workers)}
         if not args.no_timm:
             loaders["timm"] = timm_batches(root, recipe, args.batch, args.workers, False)
             loaders["timm, prefetcher"] = timm_batches(root, recipe, args.batch, args.workers, True)
         rates: dict[str, list[float]] = {name: [] for name in loaders}
-        drain = 3 * args.workers + 1
         # Without workers all work is this process's, and its processor time does not see what else the machine does.
         clock = time.perf_counter if args.workers else time.process_time
         for _ in range(args.rounds):
             for name, loader in loaders.items():
-                rates[name].append(measure(lambda loader=loader: next(loader), args.batch, drain, args.count, clock))
+                rates[name].append(measure(loader.__next__, args.batch, drain, args.count, clock))
+        while loaders:  # their workers end before the files go
+            loaders.popitem()[1].close()
+        del loader
+        gc.collect()
     median = {name: statistics.median(values) for name, values in rates.items()}
     for name, rate in median.items():
         low, high = min(rates[name]), max(rates[name])
