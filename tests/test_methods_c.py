@@ -13,9 +13,8 @@ from golden import Golden, close
 import slimvit_jax as slim
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.convert import rules
-from slimvit_jax.methods import evo_names
 from slimvit_jax.errors import SlimError
-from slimvit_jax.methods import avit, evo, ia_red2, sit
+from slimvit_jax.methods import avit, evo, evo_names, ia_red2, sit
 from slimvit_jax.plan import Geometry
 
 TINY = dict(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_classes=5)  # 16 patches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from slimvit_jax.models import NAMED
 
@@ -42,7 +43,7 @@ def facts(shapes: Shapes) -> dict[str, object]:
     return found
 
 
-def phrase(found: Mapping[str, object]) -> str:
+def phrase(found: Mapping[str, Any]) -> str:
     """`facts` in words, with up to three named models of those sizes."""
     if "family" not in found:
         return "no vision transformer known here"

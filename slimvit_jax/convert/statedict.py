@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slimvit_jax.arrays import as_numpy
 from slimvit_jax.convert import describe, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
@@ -112,17 +113,6 @@ def to_torch(model: Any, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     state = {name: rules.to_torch_layout(leaf, np.asarray(flat[leaf.path])) for name, leaf in have.items()}
     state |= {name: np.zeros((), np.int64) for name in rules.counters(have)}
     return model.slim.to_official(state) if hasattr(model, "slim") else state
-
-
-def as_numpy(name: str, value: Any) -> np.ndarray:
-    """A numpy, jax or torch array as a floating numpy array (torch's bfloat16 as float32); all else is a SlimError."""
-    if hasattr(value, "detach"):  # a torch tensor, recognised without importing torch
-        value = value.detach().cpu()
-        value = value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
-    array = np.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise SlimError(f"state dict: {name} holds {array.dtype}, not floating numbers")
-    return array
 
 
 def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, int]) -> Any:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
-from slimvit_jax.convert import official
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
+from slimvit_jax.methods import evo_names
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
 from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations
@@ -204,10 +204,10 @@ class Evo(Slimming, kw_only=True):
         }
 
     def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        return official.join_attention(state)
+        return evo_names.join_attention(state)
 
     def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
-        return official.split_attention(state)
+        return evo_names.split_attention(state)
 
     def _alpha(self, layer: int) -> float:
         if isinstance(self.tradeoff, tuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from slimvit_jax.convert.statedict import as_numpy
+from slimvit_jax.arrays import as_numpy
 
 _PARTS = ("weight", "bias")
 #: Evo-ViT keeps these outside of its blocks: module within timm's block -> list of the release.
