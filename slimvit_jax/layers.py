@@ -102,7 +102,8 @@ class _PatchProjection(nn.Module):
     def __call__(self, images: Array) -> Array:
         ph, pw = self.patch_size
         batch, height, width, channels = images.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1, 2)), (ph, pw, channels, self.features))
+        kernel_init = nn.initializers.lecun_normal(in_axis=(0, 1, 2))
+        kernel = self.param("kernel", kernel_init, (ph, pw, channels, self.features))
         patches = images.astype(self.dtype).reshape(batch, height // ph, ph, width // pw, pw, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, ph * pw * channels)
         tokens = patches @ kernel.astype(self.dtype).reshape(-1, self.features)
