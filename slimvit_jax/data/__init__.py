@@ -1,5 +1,7 @@
 """Data: sources, decoding, augmentation, and the pipelines that feed training and evaluation. See pipeline.py."""
 
+from typing import Any
+
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.pipeline import EvalPass, TrainIterator, eval_batches, train_iterator
 from slimvit_jax.data.preprocess import Preprocess
@@ -28,7 +30,7 @@ _NEEDS_JAX = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """Imports what needs jax on first use: worker processes start faster without it."""
     import importlib
 

@@ -60,9 +60,16 @@ def open_folder(
     """
     if data_dir is None:
         raise SlimError('data source "folder" needs data_dir: the folder that holds train/CLASS/*.jpg')
-    root = Path(data_dir)
+    root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise SlimError(f"image folder {str(root)!r} is not there")
+    try:
+        return _list_folder(name, split, root, allow_missing_classes)
+    except OSError as error:
+        raise SlimError(f"cannot list image folder {str(root)!r}: {error}") from error
+
+
+def _list_folder(name: str, split: str, root: Path, allow_missing_classes: bool) -> Source:
     found = pick_split(f"image folder {str(root)!r}", split, class_folders(root))
     directory = root / found
     own = class_folders(directory)

@@ -73,7 +73,7 @@ def open_idx(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> 
     """Opens Fashion-MNIST (or any MNIST-like set of 10 classes) from the four IDX files in `data_dir`, gzipped or
     not.
     """
-    root = Path(data_dir if data_dir is not None else DEBIAN_FOLDER)
+    root = Path(data_dir if data_dir is not None else DEBIAN_FOLDER).expanduser()
     prefix = PREFIXES[pick_split(name, split, PREFIXES)]
     if not root.is_dir():
         raise SlimError(

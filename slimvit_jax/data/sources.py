@@ -152,7 +152,7 @@ def _open_digits(name: str, split: str, data_dir: str | os.PathLike[str] | None)
     from slimvit_jax.data.digits import prepare
 
     pick_split(name, split, ("train", "test"))
-    directory = Path(data_dir) if data_dir is not None else default_data_dir()
+    directory = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
     try:
         builder = prepare(directory)
     except OSError as error:

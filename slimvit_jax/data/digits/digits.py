@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 TEST_RECORDS = 360
+_LOCK = threading.Lock()  # redirecting the standard streams is no thing for two threads at once
 
 
 def stratified_split(labels: np.ndarray, test_records: int = TEST_RECORDS) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +122,7 @@ def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
     data_dir.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=".preparing-", dir=data_dir)
     try:
-        with _quiet_tfds():
+        with _LOCK, _quiet_tfds():
             Digits8x8(data_dir=scratch, file_format="array_record").download_and_prepare()
         target = Path(builder.data_path)
         target.parent.mkdir(parents=True, exist_ok=True)
