@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from slimvit_jax.convert import rules
 from slimvit_jax.errors import SlimError
 from slimvit_jax.methods import avit, evo, evo_names, ia_red2, sit
 from slimvit_jax.plan import Geometry
+from slimvit_jax.training import optim
 
 TINY = dict(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_classes=5)  # 16 patches
 IMAGES = jax.random.normal(jax.random.key(7), (3, 16, 16, 3))
@@ -396,6 +398,18 @@ def test_padding_rows_and_imposed_scores():
     alone = model.slim.losses(LABELS[:1], one, LABELS[:1])
     for name in ("policy", "entropy"):
         close(padded[name], np.asarray(alone[name]), 1e-6)
+
+
+def test_sit_recovery_learns_faster():
+    model, variables = built(method="sit", locations=(1, 2))
+    rate = SimpleNamespace(backbone=1e-3, method=0.0)
+    stage = SimpleNamespace(lr=rate, layer_decay=1.0, lr_scale=())
+    arguments = (3, model.slim.learning_rate_scale, model.slim.parameter_rates)
+    factors = optim.flat(optim.multipliers(variables["params"], stage, *arguments))
+    assert {path.split("/")[1] for path, factor in factors.items() if factor == 5.0} == {"rtsm_0", "rtsm_1", "rtsm_2"}
+    assert set(factors.values()) == {1.0, 5.0}
+    stage.lr_scale = ((r"slim/rtsm_0/.*", 2.0),)  # the config has the last word
+    assert optim.flat(optim.multipliers(variables["params"], stage, *arguments))["slim/rtsm_0/norm1/scale"] == 2.0
 
 
 def test_a_distilled_sit_trains_both_heads():

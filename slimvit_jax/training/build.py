@@ -192,7 +192,10 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None) 
         ema=stage.ema,
         update_statistics=any(not optim.is_method(path) for path in optim.flat(learning)),
     )
-    optimizer = optim.make_optimizer(learning, stage, rate, model.geometry.depth, model.slim.learning_rate_scale)
-    teacher = build_model(config, slimmed=False) if model.slim.needs_teacher else None
+    slim, depth = model.slim, model.geometry.depth
+    optimizer = optim.make_optimizer(learning, stage, rate, depth, slim.learning_rate_scale, slim.parameter_rates)
+    teacher = build_model(config, slimmed=False) if slim.needs_teacher else None
+    if teacher is not None:
+        slim.check_teacher(teacher.geometry)
     key = jax.random.fold_in(jax.random.key(config.seed), index + 1)
     return Stage(name, index, stage, model, teacher, steps, steps_per_epoch, rate, optimizer, options, key)

@@ -86,8 +86,13 @@ def schedule(stage: Any, steps: int, steps_per_epoch: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup])
 
 
-def multipliers(params: Params, stage: Any, depth: int, method_scale: float) -> dict[str, Any]:
-    """Per parameter, its learning rate relative to the schedule: part, expression and layer taken together."""
+def multipliers(
+    params: Params, stage: Any, depth: int, method_scale: float, rates: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Per parameter, its learning rate relative to the schedule: part, expression and layer taken together.
+
+    Of the expressions the first that matches counts: the config's, then those of the method (`rates`).
+    """
     peak = stage.lr.backbone or 1.0
     method = stage.lr.method / peak if stage.lr.method else method_scale
     backbone = 1.0 if stage.lr.backbone else 0.0
@@ -97,7 +102,7 @@ def multipliers(params: Params, stage: Any, depth: int, method_scale: float) -> 
             value = method
         else:
             value = backbone * stage.layer_decay ** (depth + 1 - layer_of(path, depth))
-        for pattern, scale in stage.lr_scale:
+        for pattern, scale in (*stage.lr_scale, *(rates or {}).items()):
             if re.fullmatch(pattern, path):
                 return value * scale
         return value
@@ -126,7 +131,12 @@ def decay_mask(params: Params, no_decay: Iterable[str]) -> dict[str, Any]:
 
 
 def make_optimizer(
-    params: Params, stage: Any, rate: Schedule, depth: int, method_scale: float = 1.0
+    params: Params,
+    stage: Any,
+    rate: Schedule,
+    depth: int,
+    method_scale: float = 1.0,
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW with clipping, a weight-decay mask and one learning rate per parameter, for `params` alone.
 
@@ -136,8 +146,9 @@ def make_optimizer(
       rate: of `schedule`.
       depth: layers of the backbone, for `layer_decay`.
       method_scale: the method's own learning rate factor, where the config gives none.
+      rates: the method's factors by regular expression of the parameter path (`Slimming.parameter_rates`).
     """
-    factors = multipliers(params, stage, depth, method_scale)
+    factors = multipliers(params, stage, depth, method_scale, rates)
     scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
     parts = [optax.clip_by_global_norm(stage.clip_norm)] if stage.clip_norm else []
     parts.append(optax.scale_by_adam(stage.b1, stage.b2, stage.eps))
