@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 from slimvit_jax.errors import SlimError, unknown
 
@@ -85,7 +86,7 @@ class Plan:
         return self.attention
 
 
-def check_keep_rate(keep_rate: object, locations: Sequence[int] | None = None) -> tuple[float, ...]:
+def check_keep_rate(keep_rate: Any, locations: Sequence[int] | None = None) -> tuple[float, ...]:
     """One rate per location, each in (0, 1].
 
     Raises:

@@ -44,6 +44,8 @@ class Slimming(nn.Module, kw_only=True):
     keep_all_is_dense: ClassVar[bool] = True
     #: The head reads the mean of all patch tokens, normalised after the mean, whatever the model's own pooling.
     pools_patches: ClassVar[bool] = False
+    #: Runs on backbones that subsample their grid of patches themselves.
+    runs_on_pyramids: ClassVar[bool] = False
     #: The training losses compare with a frozen dense model.
     needs_teacher: ClassVar[bool] = False
     #: The method's default weight of each loss.
@@ -62,7 +64,7 @@ class Slimming(nn.Module, kw_only=True):
                 object.__setattr__(self, field, tuple(value))
         self.check_options()
         if self.geometry is not None:
-            if self.geometry.pyramid is not None and self.method != "dense":
+            if self.geometry.pyramid is not None and not (self.method == "dense" or self.runs_on_pyramids):
                 raise SlimError(
                     f"method {self.method!r} cannot run on this backbone: it subsamples the grid of patches between its"
                     " stages and has a bias for every distance, so all patches must be there, at their places"
@@ -86,7 +88,7 @@ class Slimming(nn.Module, kw_only=True):
     def check_teacher(self, teacher: Geometry) -> None:
         """Raises SlimError where `needs_teacher` and the losses cannot compare with a dense model of this geometry."""
 
-    def bind(self, geometry: Geometry) -> Self:
+    def bind(self, geometry: Geometry) -> Self:  # type: ignore[override]  # modules are applied, never bound to variables
         """The same method for a given backbone, its options checked against it."""
         return self.clone(geometry=geometry)
 

@@ -13,8 +13,7 @@ from slimvit_jax.ops import select
 Array = jax.Array
 
 
-@flax.struct.dataclass
-class Tokens:
+class Tokens(flax.struct.PyTreeNode):
     """Everything that goes from layer to layer.
 
     Attributes:
@@ -96,8 +95,7 @@ class Tokens:
         return self.replace(taps={**self.taps, name: (*self.taps.get(name, ()), value)})
 
 
-@flax.struct.dataclass
-class Aux:
+class Aux(flax.struct.PyTreeNode):
     """What a model returns beside its logits, when asked with `return_aux=True`.
 
     Attributes:

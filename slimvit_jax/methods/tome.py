@@ -56,7 +56,7 @@ class ToMe(Slimming, kw_only=True):
         super().__post_init__()
 
     def check_options(self) -> None:
-        values = self.r if isinstance(self.r, tuple) else (self.r,)
+        values: tuple[Any, ...] = self.r if isinstance(self.r, tuple) else (self.r,)
         inflect = _is_inflected(self.r)
         if inflect and not -1 <= values[1] <= 1:
             raise SlimError(f"r={self.r!r}: the inflection must lie in [-1, 1]")

@@ -175,7 +175,7 @@ def sinkhorn(scores: Array, iterations: int) -> Array:
     marginal = -math.log(m + n)
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        _, v = carry
+        v = carry[1]
         u = marginal - jax.nn.logsumexp(scores + v, axis=2, keepdims=True)
         return (u, marginal - jax.nn.logsumexp(scores + u, axis=1, keepdims=True)), None
 

@@ -69,11 +69,12 @@ class Checkpoints:
           abstract: jax.ShapeDtypeStruct tree of the state with the shardings to restore it to.
         """
         for step in sorted(self._manager.all_steps(read=True), reverse=True):
-            meta = self._attempt(step, lambda step=step: self._restore(step, meta=ocp.args.JsonRestore()).meta)
+            meta = self._attempt(step, lambda step=step: self._restore(step, meta=ocp.args.JsonRestore()).meta)  # type: ignore[misc]
             if meta is None or meta.get("stage") != stage:
                 continue
             restored = self._attempt(
-                step, lambda step=step: self._restore(step, state=ocp.args.StandardRestore(abstract)).state
+                step,
+                lambda step=step: self._restore(step, state=ocp.args.StandardRestore(abstract)).state,  # type: ignore[misc]
             )
             if restored is not None:
                 return restored, meta

@@ -150,7 +150,8 @@ class StageProgress:
             f"  data wait {numbers['data_wait']:.0%}"
         )  # fmt: skip
         if self._live:
-            self._bar.update(self._task, completed=done, **({"numbers": text} if text else {}))
+            fields: dict[str, Any] = {"numbers": text} if text else {}
+            self._bar.update(self._task, completed=done, **fields)
             return
         now = time.perf_counter()
         if text and (now - self._said > self._every or done == self._steps):

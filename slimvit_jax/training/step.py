@@ -18,8 +18,7 @@ Losses = Callable[..., Mapping[str, Array]]
 Batch = Mapping[str, Array]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a stage carries from step to step.
 
     Attributes:
@@ -68,8 +67,7 @@ def new_state(
     )
 
 
-@flax.struct.dataclass
-class StepOptions:
+class StepOptions(flax.struct.PyTreeNode):
     """What a step does beside forward, backward and update; static."""
 
     loss_weights: Mapping[str, float] = flax.struct.field(pytree_node=False)
