@@ -13,7 +13,10 @@ def get_config():
     config.mesh.cpu_devices = 1
     config.stages.dense.update(epochs=30.0, warmup_epochs=2.0, b2=0.95)
     config.stages.dense.lr.backbone = 2e-3
-    config.stages.predictor.epochs = 3.0
-    config.stages.backbone.update(epochs=4.0, warmup_epochs=0.5, b2=0.95)
+    # trained at the smallest budget evaluated: those weights serve the larger ones too, less so the other way round
+    config.stages.predictor.epochs = 4.0
+    config.stages.predictor.method_options = {"keep_rate": 0.5}
+    config.stages.backbone.update(epochs=8.0, warmup_epochs=0.5, b2=0.95)
+    config.stages.backbone.method_options = {"keep_rate": 0.5}
     config.stages.backbone.lr.backbone = 5e-4
     return config

@@ -26,7 +26,7 @@ class RunResult:
     Attributes:
       config: resolved.
       workdir: its folder.
-      model: of the last stage, with the method where the stage has it.
+      model: as the config says, without what stages override; with the method where the last stage has it.
       dense_model: the same without the method.
       variables: by stage, in order; NumPy.
       metrics: by stage: accuracy, top5, loss of the stage's model on the evaluation split, and examples.
@@ -81,7 +81,8 @@ def run(config: Any, workdir: str | Path) -> RunResult:
 def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResult:
     config = run.config
     dense = build.build_model(config, slimmed=False)
-    result = RunResult(config, folder.path, stages[-1].model, dense, {}, {}, {}, bool(folder.done()))
+    model = build.build_model(config, slimmed=stages[-1].config.slimmed)
+    result = RunResult(config, folder.path, model, dense, {}, {}, {}, bool(folder.done()))
     devices = f"{jax.device_count()} {jax.default_backend()} device" + ("s" if jax.device_count() > 1 else "")
     text = f"{config.name}: {len(run.source)} training images, {len(run.eval_source)} held out, {devices}"
     run.logs.event("start", text, done=list(folder.done()))
@@ -153,4 +154,5 @@ def load_run(workdir: str | Path) -> RunResult:
     metrics = {name: done[name]["metrics"] for name in names}
     seconds = {name: done[name]["seconds"] for name in names}
     dense = build.build_model(config, slimmed=False)
-    return RunResult(config, path, models[names[-1]], dense, variables, metrics, seconds, True)
+    model = build.build_model(config, slimmed=config.stages[names[-1]].slimmed)
+    return RunResult(config, path, model, dense, variables, metrics, seconds, True)

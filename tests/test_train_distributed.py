@@ -1,0 +1,77 @@
+"""Two real processes on this machine: they train, are killed, start again, and end where one process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train_runs import wait_for
+from train_tools import ROOT, command, run_train, tiny_config, write_config
+
+from slimvit_jax import training
+from slimvit_jax.errors import SlimError
+from slimvit_jax.training import devices
+from slimvit_jax.training.optim import flat
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def start_two(config: Path, workdir: Path, *more: str) -> list[subprocess.Popen]:
+    port = free_port()
+    places = [f"--config.dist.coordinator=localhost:{port}", "--config.dist.num_processes=2"]
+    return [
+        subprocess.Popen(
+            command(config, workdir, *places, f"--config.dist.process_id={rank}", *more),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            cwd=ROOT,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def test_two_processes_killed_and_restarted_equal_one(tmp_path):
+    config = write_config(tmp_path, steps=6)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    done = run_train(config, alone, "--config.schedule=dense", "--config.mesh.cpu_devices=2")
+    assert done.returncode == 0, done.stderr
+    log = together / "metrics.jsonl"
+    first = start_two(config, together, "--config.schedule=dense")
+    wait_for(lambda: log.exists() and '"stage_step": 3' in log.read_text(), first[0])
+    for process in first:
+        process.send_signal(signal.SIGKILL)
+    for process in first:
+        process.wait()
+    for process in start_two(config, together, "--config.schedule=dense"):
+        _, error = process.communicate(timeout=200)
+        assert process.returncode == 0, error.decode()
+    one, two = (flat(training.load_run(path).variables["dense"]["params"]) for path in (alone, together))
+    for path, leaf in one.items():
+        np.testing.assert_allclose(leaf, two[path], atol=1e-5, err_msg=path)
+
+
+def test_half_given_addresses():
+    config = tiny_config()
+    config.dist.coordinator = "localhost:1234"
+    with pytest.raises(
+        SlimError, match="coordinator .*num_processes and process_id .*together; got 'localhost:1234', 0, -1"
+    ):
+        devices.start_processes(config.dist)
+
+
+def test_one_process_joins_nobody(monkeypatch):
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    devices.start_processes(tiny_config().dist)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    devices.start_processes(tiny_config().dist)
