@@ -205,13 +205,13 @@ def print_summary(facts: dict[str, Any], workdir: Path) -> None:
 
     title = f"{facts['name']}: {facts['data']['images']:,} held-out images of {facts['data']['name']}"
     table = common.table(
-        "keep rate", "top-1, %", "random lives, %", "images/s", "x dense", "multiply-adds", "x fewer", title=title
+        "keep rate", "top-1, %", "random lives, %", "images/s", "x dense", "mult-adds", "x fewer", title=title
     )
     dense = facts["rows"][0]
     for row in facts["rows"]:
         chance = row.get("random")
         table.add_row(
-            _label(row),
+            _label(row).replace(" weights", ""),
             _share(row["top1"], row["top1_stderr"]),
             _share(chance["top1"], chance["stderr"]) if chance else "",
             f"{row['images_per_second']:,.0f}",

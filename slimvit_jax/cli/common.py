@@ -252,19 +252,20 @@ def table(*columns: str, title: str | None = None) -> Table:
     from rich import box
     from rich.table import Table
 
-    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
     for place, column in enumerate(columns):
         result.add_column(column, justify="right" if place else "left", no_wrap=True)
     return result
 
 
 def show(*parts: Any) -> None:
-    """Prints tables or text to standard output, never cut: as wide as they are where the output is no terminal."""
-    import sys
-
+    """Prints tables or text to standard output, as wide as they are: a narrow terminal wraps lines, nothing is cut."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    wide = console.options.update(width=1000)
+    console.width = max([console.width, *(Measurement.get(console, wide, part).maximum for part in parts)])
     console.print(*parts)
 
 
