@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from slimvit_jax.backbones.base import Backbone
+from slimvit_jax.backbones.evo_levit import EvoLeViT
 from slimvit_jax.backbones.levit import LeViT
 from slimvit_jax.backbones.lvvit import LVViT
 from slimvit_jax.backbones.vit import VisionTransformer
@@ -21,6 +22,7 @@ FAMILIES: dict[str, tuple[type[Backbone], dict[str, Any]]] = {
     "lvvit": (LVViT, {}),
     "levit": (LeViT, {}),
     "levit_distilled": (LeViT, {"distilled": True}),
+    "evo_levit": (EvoLeViT, {}),
 }
 
 

@@ -1,8 +1,8 @@
 """The named models as data: what to build, how timm prepares their images, where their published weights are.
 
-The ViTs are facts of timm 1.0.31 (constructor arguments in vision_transformer.py and deit.py, and the default
-pretrained configuration of each name); LV-ViT and SiT, which timm has not, of their authors' code. Nothing is imported
-but the standard library, so that listing models is instant.
+The ViTs and LeViTs are facts of timm 1.0.31 (constructor arguments in vision_transformer.py, deit.py and levit.py, and
+the default pretrained configuration of each name); LV-ViT, SiT and Evo-LeViT, which timm has not, of their authors'
+code. Nothing is imported but the standard library, so that listing models is instant.
 """
 
 from __future__ import annotations
@@ -173,6 +173,9 @@ def _levit_table() -> dict[str, NamedModel]:
         }
         hub = f"timm/levit_{size}.fb_dist_in1k"
         table[f"levit_{size}"] = NamedModel("levit", MappingProxyType(kwargs), Preprocess(), hub)
+        for side, name in ((224, f"evo_levit_{size}"), (384, f"evo_levit_{size}_384")):  # levit/ of Evo-ViT's release
+            more = MappingProxyType(kwargs | {"img_size": side})
+            table[name] = NamedModel("evo_levit", more, Preprocess(input_size=(side, side)), hub="")
     return table
 
 

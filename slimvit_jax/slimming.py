@@ -67,7 +67,7 @@ class Slimming(nn.Module, kw_only=True):
             if self.geometry.pyramid is not None and not (self.method == "dense" or self.runs_on_pyramids):
                 raise SlimError(
                     f"method {self.method!r} cannot run on this backbone: it subsamples the grid of patches between its"
-                    " stages and has a bias for every distance, so all patches must be there, at their places"
+                    " stages and learns a value for every distance, so all patches must be there, at their places"
                 )
             self.check_geometry(self.geometry)
         super().__post_init__()

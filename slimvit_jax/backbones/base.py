@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -74,6 +75,14 @@ class Backbone(nn.Module, kw_only=True):
         if len(shape) != 4 or tuple(shape[1:]) != expected:
             takes = ", ".join(map(str, expected))
             raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {takes}), NHWC")
+
+    def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state dict under the names of a release, renamed to ours; others unchanged."""
+        return self.slim.from_official(state)
+
+    def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `from_official` for a state dict of this model."""
+        return self.slim.to_official(state)
 
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""

@@ -21,7 +21,8 @@ STRIDE = 16  # of the stem
 DOWN_ATTN_RATIO, DOWN_MLP_RATIO = 4, 2  # of the subsampling layers, fixed in timm
 
 
-def _per_stage(name: str, value: Any, stages: int, whole: bool = True) -> tuple[Any, ...]:
+def stage_values(name: str, value: Any, stages: int, whole: bool = True) -> tuple[Any, ...]:
+    """One positive value per stage, or one for all; `whole` for ints. Anything else is a SlimError."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * stages
     fits = lambda v: isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) and v > 0
     if len(values) != stages or not all(fits(v) for v in values):
@@ -65,10 +66,10 @@ class LeViT(Backbone, kw_only=True):
         if not stages:
             raise SlimError("embed_dim=() must have a width for each stage, at least one")
         for name in ("embed_dim", "depth", "num_heads", "key_dim"):
-            options[name] = _per_stage(name, _shared(cls.option(options, name), name in options, stages), stages)
+            options[name] = stage_values(name, _shared(cls.option(options, name), name in options, stages), stages)
         for name in ("attn_ratio", "mlp_ratio"):
             given = _shared(cls.option(options, name), name in options, stages)
-            options[name] = _per_stage(name, given, stages, whole=False)
+            options[name] = stage_values(name, given, stages, whole=False)
         check_rates(**{name: cls.option(options, name) for name in ("drop_rate", "drop_path_rate")})
         for axis, size in zip(("height", "width"), options["img_size"], strict=True):
             if size % STRIDE:
@@ -168,7 +169,7 @@ class LeViT(Backbone, kw_only=True):
 
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         stem = stem_flops(stem_layers("4c", self.embed_dim[0]), self.img_size, self.in_chans)
-        layers = tuple(layer.flops for stage in self.stages for layer in stage)
+        layers = tuple(layer.flops(layer.tokens, layer.left) for stage in self.stages for layer in stage)
         return stem, layers, self.embed_dim[-1] * self.num_classes * (2 if self.distilled else 1)
 
 

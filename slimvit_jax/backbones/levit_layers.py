@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.layers import DropPath
@@ -76,12 +77,17 @@ class Layer:
         """See `bias_index`."""
         return bias_index(self.grid, 2 if self.down else 1)
 
-    @property
-    def flops(self) -> int:
-        """Multiply-adds."""
-        project = self.heads * self.in_dim * (self.tokens * (self.key + self.value) + self.left * self.key)
-        attend = self.heads * self.left * self.tokens * (self.key + self.value)
-        return project + attend + self.left * self.dim * (self.heads * self.value + 2 * self.hidden)
+    def flops(self, tokens: int, left: int) -> int:
+        """Multiply-adds on `tokens` that come in, of which `left` go out."""
+        project = self.heads * self.in_dim * (tokens * (self.key + self.value) + left * self.key)
+        attend = self.heads * left * tokens * (self.key + self.value)
+        return project + attend + left * self.dim * (self.heads * self.value + 2 * self.hidden)
+
+
+def subsample(x: Array, grid: Grid) -> Array:
+    """Every second row and column of tokens (B, H * W, ...) in raster order."""
+    square = x.reshape(x.shape[0], *grid, *x.shape[2:])[:, ::2, ::2]
+    return square.reshape(x.shape[0], -1, *x.shape[2:])
 
 
 class Projection(nn.Module):
@@ -100,10 +106,15 @@ class Projection(nn.Module):
 
 
 class Subsampled(nn.Module):
-    """Every second row and column, then linear and batch norm: timm's "q" of a subsampling layer."""
+    """Every second row and column, then linear and batch norm: timm's "q" of a subsampling layer.
+
+    Attributes:
+      prefix: tokens in front of the grid, which stay.
+    """
 
     features: int
     grid: Grid
+    prefix: int
     fused: bool
     dtype: Any
 
@@ -111,8 +122,8 @@ class Subsampled(nn.Module):
         self.ln = LinearNorm(self.features, False, self.fused, self.dtype)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        batch, _, dim = x.shape
-        return self.ln(x.reshape(batch, *self.grid, dim)[:, ::2, ::2].reshape(batch, -1, dim), train)
+        patches = subsample(x[:, self.prefix :], self.grid)
+        return self.ln(jnp.concatenate([x[:, : self.prefix], patches], axis=1) if self.prefix else patches, train)
 
 
 class LevitAttention(nn.Module):
@@ -126,20 +137,26 @@ class LevitAttention(nn.Module):
     layer: Layer
     fused: bool
     dtype: Any
+    prefix: ClassVar[int] = 0
 
     def setup(self) -> None:
         size, fused, dtype = self.layer, self.fused, self.dtype
         if size.down:
             self.kv = LinearNorm(size.heads * (size.key + size.value), False, fused, dtype)
-            self.q = Subsampled(size.heads * size.key, size.grid, fused, dtype)
+            self.q = Subsampled(size.heads * size.key, size.grid, self.prefix, fused, dtype)
         else:
             self.qkv = LinearNorm(size.heads * (2 * size.key + size.value), False, fused, dtype)
         self.proj = Projection(size.dim, not size.down, fused, dtype)
-        shape = (size.left, size.tokens) if fused else (size.tokens,)
+        self.setup_positions()
+
+    def setup_positions(self) -> None:
+        """The parameters that tell one place from another."""
+        size = self.layer
+        shape = (size.left, size.tokens) if self.fused else (size.tokens,)
         self.attention_biases = self.param("attention_biases", nn.initializers.zeros, (size.heads, *shape))
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        """(B, tokens, in_dim) to (B, left, dim)."""
+    def queries_keys_values(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+        """(B, queries, heads, key), (B, tokens, heads, key), (B, tokens, heads, value)."""
         batch, length, _ = x.shape
         heads, key = self.layer.heads, self.layer.key
         if self.layer.down:
@@ -148,9 +165,14 @@ class LevitAttention(nn.Module):
         else:  # split per head, not into one block each of queries, keys and values
             every = self.qkv(x, train).reshape(batch, length, heads, -1)
             query, both = every[..., :key], every[..., key:]
+        return query, both[..., :key], both[..., key:]
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(B, tokens, in_dim) to (B, left, dim)."""
+        query, key, value = self.queries_keys_values(x, train)
         bias = self.attention_biases if self.fused else self.attention_biases[:, self.layer.bias_index]
-        out = attention(query, both[..., :key], both[..., key:], bias=bias, backend="xla")
-        return self.proj(out.reshape(batch, self.layer.left, -1), train)
+        out = attention(query, key, value, bias=bias, backend="xla")
+        return self.proj(out.reshape(*out.shape[:2], -1), train)
 
 
 class LevitMlp(nn.Module):
@@ -176,9 +198,10 @@ class LevitBlock(nn.Module):
     drop_path: float
     fused: bool
     dtype: Any
+    attention_class: ClassVar[type[LevitAttention]] = LevitAttention
 
     def setup(self) -> None:
-        attend = LevitAttention(self.layer, self.fused, self.dtype)
+        attend = self.attention_class(self.layer, self.fused, self.dtype)
         if self.layer.down:
             self.attn_downsample = attend
         else:
@@ -201,9 +224,10 @@ class LevitStage(nn.Module):
     drop_path: float
     fused: bool
     dtype: Any
+    block_class: ClassVar[type[LevitBlock]] = LevitBlock
 
     def setup(self) -> None:
-        block = lambda layer: LevitBlock(layer, self.drop_path, self.fused, self.dtype)
+        block = lambda layer: self.block_class(layer, self.drop_path, self.fused, self.dtype)
         if self.layers[0].down:
             self.downsample = block(self.layers[0])
         self.blocks = [block(layer) for layer in self.layers if not layer.down]

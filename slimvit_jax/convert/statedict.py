@@ -48,8 +48,8 @@ def from_torch(
     """
     if not isinstance(state_dict, Mapping):
         raise SlimError(f"a state dict is a mapping of names to arrays, not {type(state_dict).__name__}")
-    if hasattr(model, "slim"):
-        state_dict = model.slim.from_official(state_dict)
+    if hasattr(model, "from_official"):
+        state_dict = model.from_official(state_dict)
     want = rules.expected(model)
     fresh_prefixes, ignored_prefixes = _prefixes(init_missing), _prefixes(ignore)
     for prefix in fresh_prefixes:
@@ -112,7 +112,7 @@ def to_torch(model: Any, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     flat = jax.device_get(rules.flatten(variables))
     state = {name: rules.to_torch_layout(leaf, np.asarray(flat[leaf.path])) for name, leaf in have.items()}
     state |= {name: np.zeros((), np.int64) for name in rules.counters(have)}
-    return model.slim.to_official(state) if hasattr(model, "slim") else state
+    return model.to_official(state) if hasattr(model, "to_official") else state
 
 
 def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, int]) -> Any:

@@ -1,0 +1,33 @@
+"""Evo-ViT's training on LeViT: the losses of a backbone that evolves its tokens itself (backbones/evo_levit.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+
+from slimvit_jax import losses as loss_functions
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Aux
+
+Array = jax.Array
+
+
+class EvoLevitLosses(Slimming, kw_only=True):
+    """Cross-entropy of the pooled heads and of the class token's, each the mean over its two heads where distilled."""
+
+    method = "evo_levit"
+    needs_class_token = True
+    keep_all_is_dense = False
+    runs_on_pyramids = True
+    loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "class_token": 1.0}
+
+    def losses(
+        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
+    ) -> dict[str, Array]:
+        heads = [aux.taps[name] for name in ("class_logits", "class_dist_logits") if name in aux.taps]
+        return {
+            "classification": loss_functions.classification(logits, aux.taps, labels),
+            "class_token": sum(loss_functions.cross_entropy(head, labels) for head in heads) / len(heads),
+        }
