@@ -3,7 +3,7 @@
     python docs/make_method_pictures.py [METHOD ...]
 
 A small ViT (a token per pixel of scikit-learn's 8x8 digits) is trained first, then fine-tuned a little with each method
-that learns something; about ten minutes on two cores for all of them. The pictures illustrate, they measure nothing.
+that learns something; about ten minutes on two cores for all. The pictures illustrate, they measure nothing.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from slimvit_jax.ops import cluster
 
 FOLDER = Path(__file__).parent / "pictures"
 BACKBONE = dict(img_size=8, patch_size=1, in_chans=1, embed_dim=48, depth=6, num_heads=3, mlp_ratio=2.0, num_classes=10)
-PLACES = dict(keep_rate=0.6, locations=(2, 4, 5))
+PLACES = dict(keep_rate=0.65, locations=(3, 4, 5))
 #: Options, and steps of fine-tuning (0: the dense model's weights as they are).
 RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "life_regression": (dict(**PLACES, predictor_init="negative_identity", predictor_scale=0.02), 300),
-    "evit": (PLACES, 0),
+    "evit": (PLACES, 300),
     "dynamicvit": (PLACES, 300),
     "tome": (dict(r=6, track_source=True), 0),
     "avit": (dict(gate_scale=5.0, gate_center=5.0), 300),
-    "ia_red2": (dict(keep_rate=0.6, locations=(2, 4, 5)), 300),
+    "ia_red2": (PLACES, 300),
     "evo": (dict(keep_rate=0.4, locations=(3, 5)), 300),
     "sit": (PLACES, 300),
-    "topk": (PLACES, 0),
-    "random": (PLACES, 0),
-    "ats": (PLACES, 0),
-    "kmedoids": (PLACES, 0),
+    "topk": (PLACES, 300),
+    "random": (PLACES, 300),
+    "ats": (PLACES, 300),
+    "kmedoids": (PLACES, 300),
     "dpcknn": (PLACES, 300),
     "sinkhorn": (dict(**PLACES, sinkhorn_eps=0.1), 300),
     "patchmerger": (PLACES, 300),
