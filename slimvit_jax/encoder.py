@@ -43,7 +43,8 @@ def encode(blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: boo
 
 
 def _note_drop(before: Tokens, after: Tokens) -> Tokens:
-    return after if after.n >= before.n else after.replace(kept=(*after.kept, after.origin))
+    noted = len(after.kept) > len(before.kept)  # by the method itself, where dropping is not all it did
+    return after if noted or after.n >= before.n else after.replace(kept=(*after.kept, after.origin))
 
 
 def _check(tokens: Tokens, planned: int, method: Slimming, layer: int, where: str) -> None:

@@ -29,8 +29,9 @@ class EViT(Slimming, kw_only=True):
     token, which is ranked, kept or fused again like any other from then on. Where everything is kept nothing is fused.
     Training drops exactly what inference drops; the authors lower the keep rate over the epochs (`keep_rate_schedule`).
 
-    Deviations: a distillation token and registers never enter the ranking (the release breaks with one); `aux.kept`
-    lists -1 for a fused token. Cost: one extra query row, (P + n) D, and n_dropped D for the fusion.
+    Deviations: a distillation token and registers never enter the ranking (the release breaks with one). `aux.kept`
+    lists the kept tokens without the one just fused, and -1 for an earlier fused one among them. Cost: one extra query
+    row, (P + n) D, and n_dropped D for the fusion.
 
     Attributes:
       keep_rate: share kept of the patch tokens there are at each location; a float or one per location.
@@ -100,9 +101,8 @@ class EViT(Slimming, kw_only=True):
             preferred_element_type=jnp.float32,
         )
         origin = jnp.pad(kept.origin, ((0, 0), (0, 1)), constant_values=-1)
-        kept = kept.with_patches(jnp.concatenate([kept.patches, fused[:, None].astype(kept.x.dtype)], axis=1), origin)
-        # One token dropped and one appended: the encoder sees no change of the count and would not note it.
-        return kept if kept.n < tokens.n else kept.replace(kept=(*kept.kept, origin))
+        both = kept.with_patches(jnp.concatenate([kept.patches, fused[:, None].astype(kept.x.dtype)], axis=1), origin)
+        return both.replace(kept=(*kept.kept, kept.origin))  # what was kept: not the token just made
 
 
 def keep_rate_schedule(

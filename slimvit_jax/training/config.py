@@ -103,7 +103,9 @@ def default_config() -> ConfigDict:
             "report": {"enabled": True, "images": 4, "seeds": 5, "batch_size": 64},
             "log": {"every_steps": 10, "tensorboard": True},
             "checkpoint": {"every_steps": 500, "keep": 2},
-            "mesh": {"fsdp": 1, "cpu_devices": 0},  # cpu_devices 0: as the environment says
+            # fsdp: devices that share one copy of the arrays of at least `smallest` elements; cpu_devices: virtual,
+            # 0: as the environment says
+            "mesh": {"fsdp": 1, "smallest": 16384, "cpu_devices": 0},
             "profile": {"steps": 0, "start": 10},  # a trace of this many steps, from this step of each stage on
             "cache_dir": "~/.cache/slimvit_jax/xla",  # compiled programs; "": none
             "dist": {"mode": "auto", "coordinator": "", "num_processes": 0, "process_id": -1},
