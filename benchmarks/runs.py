@@ -37,9 +37,7 @@ def compiled_forward(model: Any, batch: int) -> Any:
     return lambda: jax.block_until_ready(run(variables, images))
 
 
-def overhead_share(
-    args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any
-) -> list[dict[str, Any]]:
+def overhead_share(args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any) -> list[dict[str, Any]]:
     """Score, sort, gather and every later slice on their own, as a share of the slimmed forward pass.
 
     An upper bound: inside the model XLA fuses the slices with what follows.
@@ -78,9 +76,7 @@ def overhead_share(
     return rows
 
 
-def training_steps(
-    args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any
-) -> list[dict[str, Any]]:
+def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any) -> list[dict[str, Any]]:
     """Steps of the training loop (AdamW): predictor only, backbone only, and full fine-tuning of all parameters."""
     model = slim.create_model(name, method="life_regression", keep_rate=args.keep_rates[0], dtype=dtype)
     dense = slim.create_model(name, dtype=dtype)
