@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.backbones.evo_levit_layers import Evolving, EvoStage
+from slimvit_jax.backbones.evo_levit_layers import Evolving, EvoStage, Runs
 from slimvit_jax.backbones.levit import LeViT, stage_values
 from slimvit_jax.backbones.levit_layers import Layer, LevitStem, halved
 from slimvit_jax.convert.evo_levit import from_release, to_release
@@ -96,10 +96,10 @@ class EvoLeViT(LeViT, kw_only=True):
         return options
 
     @classmethod
-    def runs_of(cls, options: dict[str, Any]) -> tuple[tuple[tuple[tuple[int, ...], int], ...], ...]:
+    def runs_of(cls, options: dict[str, Any]) -> tuple[Runs, ...]:
         """Per stage (blocks that evolve together, patches they keep), from normalised options."""
         (layers, stages), start = options["prune_ratio"], 0
-        (height, width), runs = options["img_size"], []
+        (height, width), runs = options["img_size"], list[Runs]()
         grid = (height // 16, width // 16)
         for i, (depth, ratio) in enumerate(zip(options["depth"], stages, strict=True)):
             grid = halved(grid) if i else grid
@@ -127,7 +127,7 @@ class EvoLeViT(LeViT, kw_only=True):
         return dataclasses.replace(super().geometry_of(options), prefix_tokens=1, class_token=True, pyramid=plan)
 
     @property
-    def runs(self) -> tuple[tuple[tuple[tuple[int, ...], int], ...], ...]:
+    def runs(self) -> tuple[Runs, ...]:
         """See `runs_of`."""
         names = ("img_size", "depth", "prune_ratio", "stage_wise_prune")
         return self.runs_of({name: getattr(self, name) for name in names})
@@ -156,7 +156,7 @@ class EvoLeViT(LeViT, kw_only=True):
         seen = []
         for i, (layers, runs) in enumerate(zip(self.stages, self.runs, strict=True)):
             stage = EvoStage(layers, self.drop_path_rate, False, dtype, runs, self.learn_tradeoff, name=f"stages_{i}")
-            state = stage(state, train)
+            state = stage.run(state, train)
             seen.append(select.raster_order(state.x[:, 1:], state.origin))
         logits, taps = self._heads(state.x.astype(jnp.float32), train)
         if not return_aux:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,6 +17,8 @@ from slimvit_jax.ops import select
 from slimvit_jax.ops.attention import attention, class_attention
 
 Array = jax.Array
+#: Per run: the blocks of the stage (from 0) that evolve together, and the patches they keep.
+Runs = tuple[tuple[tuple[int, ...], int], ...]
 
 
 @flax.struct.dataclass
@@ -30,13 +33,13 @@ class Evolving:
     """
 
     x: Array
-    scores: Array | None
+    scores: Any
     origin: Array
     chosen: tuple[tuple[Array, Array], ...] = ()
 
 
 class EvoAttention(LevitAttention):
-    """Without biases: positions are added to the tokens. Returns the class token's attention to the patches too."""
+    """Without biases: positions are added to the tokens; and the class token's attention to the patches is shown."""
 
     prefix: ClassVar[int] = 1
 
@@ -45,7 +48,7 @@ class EvoAttention(LevitAttention):
         if self.layer.down:
             self.poss = self.param("poss", truncated, (1, 1 + self.layer.tokens, self.layer.in_dim))
 
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+    def ranked(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
         """(B, 1 + n, in_dim) to the branch (B, 1 + left, dim), the mean row (B, n), and alpha of this layer."""
         if self.layer.down:
             x = x + self.poss.astype(x.dtype)
@@ -60,10 +63,10 @@ class EvoBlock(LevitBlock):
 
     attention_class: ClassVar[type[LevitAttention]] = EvoAttention
 
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Array, Array, Array]:
+    def ranked(self, x: Array, train: bool) -> tuple[Array, Array, Array, Array]:
         """The tokens, the class token's attention, alpha, and what both branches added to the last token."""
         attend = self.attn_downsample if self.layer.down else self.attn
-        branch, row, alpha = attend(x, train)
+        branch, row, alpha = attend.ranked(x, train)
         if self.layer.down:
             moved, x = jnp.zeros_like(branch[:, -1:]), branch
         else:
@@ -77,27 +80,28 @@ class EvoStage(LevitStage):
     """The layers of one grid.
 
     Attributes:
-      runs: the blocks (from 0) that evolve together, and how many patches they keep; the blocks before run dense.
+      runs: see `Runs`; the blocks before the first run are dense.
       learned: alpha of every layer is learned; else 0.5.
     """
 
-    runs: tuple[tuple[tuple[int, ...], int], ...] = ()
+    runs: Runs = ()
     learned: bool = True
     block_class: ClassVar[type[LevitBlock]] = EvoBlock
 
-    def __call__(self, state: Evolving, train: bool) -> Evolving:
+    def run(self, state: Evolving, train: bool) -> Evolving:
+        """The state after the stage; its patches may be in another order."""
         if self.layers[0].down:
             state = self._subsample(state, train)
         first = self.runs[0][0][0] if self.runs else len(self.blocks)
         for block in self.blocks[:first]:
-            x, row, alpha, _ = block(state.x, train)
+            x, row, alpha, _ = block.ranked(state.x, train)
             scores = row if state.scores is None else evolve(state.scores, row, self._alpha(alpha))
-            state = state.replace(x=x, scores=scores)
+            state = dataclasses.replace(state, x=x, scores=scores)
         for members, kept in self.runs:
             state = self._slow_fast([self.blocks[i] for i in members], kept, state, train)
         return state
 
-    def _alpha(self, alpha: Array) -> Array | float:
+    def _alpha(self, alpha: Array) -> Any:
         return alpha if self.learned else 0.5
 
     def _subsample(self, state: Evolving, train: bool) -> Evolving:
@@ -105,10 +109,10 @@ class EvoStage(LevitStage):
         grid, total = self.layers[0].grid, state.scores.sum(axis=1, keepdims=True)
         raster = lambda values: select.raster_order(values, state.origin)
         x = jnp.concatenate([state.x[:, :1], raster(state.x[:, 1:])], axis=1)
-        x, row, alpha, _ = self.downsample(x, train)
+        x, row, alpha, _ = self.downsample.ranked(x, train)
         scores = evolve(subsample(raster(state.scores), grid), subsample(row, grid), self._alpha(alpha))
         scores = scores * (total / scores.sum(axis=1, keepdims=True))
-        return state.replace(x=x, scores=scores, origin=subsample(raster(state.origin), grid))
+        return dataclasses.replace(state, x=x, scores=scores, origin=subsample(raster(state.origin), grid))
 
     def _slow_fast(self, blocks: list[Any], kept: int, state: Evolving, train: bool) -> Evolving:
         """The best patches and a representative of the others go through the blocks; the others move with it."""
@@ -119,7 +123,7 @@ class EvoStage(LevitStage):
         mean = representative_token(waiting, scores[:, kept:]).astype(patches.dtype)
         x = jnp.concatenate([state.x[:, :1], patches[:, :kept], mean], axis=1)
         for block in blocks:
-            x, row, alpha, moved = block(x, train)
+            x, row, alpha, moved = block.ranked(x, train)
             slow = evolve(slow, row[:, :kept], self._alpha(alpha))
             waiting = waiting + moved
         return Evolving(

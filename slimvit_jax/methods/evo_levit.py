@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.slimming import Slimming
@@ -29,5 +30,5 @@ class EvoLevitLosses(Slimming, kw_only=True):
         heads = [aux.taps[name] for name in ("class_logits", "class_dist_logits") if name in aux.taps]
         return {
             "classification": loss_functions.classification(logits, aux.taps, labels),
-            "class_token": sum(loss_functions.cross_entropy(head, labels) for head in heads) / len(heads),
+            "class_token": jnp.mean(jnp.stack([loss_functions.cross_entropy(head, labels) for head in heads])),
         }
