@@ -1,4 +1,5 @@
 """Attention against straightforward float64 references: values, gradients, dtypes, extreme weights."""
+
 from __future__ import annotations
 
 import jax
@@ -134,7 +135,7 @@ def test_policy_attention_gradients_with_hard_zeros():
     policy = jnp.zeros((2, 7)).at[:, 0].set(1.0)
     grads = jax.grad(lambda *a: jnp.sum(policy_attention(*a) * target), (0, 1, 2, 3))(q, k, v, policy)
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
-    assert float(jnp.abs(grads[3][:, 1:]).max()) > 0          # a dropped key still hears that it would help
+    assert float(jnp.abs(grads[3][:, 1:]).max()) > 0  # a dropped key still hears that it would help
     step = 1e-3
     for j in (0, 3):
         ends = [_policy_reference(q, k, v, policy.at[0, j].add(s)) for s in (step, -step)]

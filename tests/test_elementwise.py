@@ -1,4 +1,5 @@
 """GELU and layer normalisation against float64: values, gradients, dtypes, hard inputs."""
+
 from __future__ import annotations
 
 import math
@@ -25,7 +26,7 @@ def _gelu_slope64(x):
 def test_gelu_values():
     x = np.linspace(-12, 12, 40_001, dtype=np.float32)
     error = np.abs(np.asarray(jax.jit(gelu)(x), np.float64) - _gelu64(x))
-    assert error.max() < 1.2e-6                                 # float32 spacing at 12 is 9.5e-7
+    assert error.max() < 1.2e-6  # float32 spacing at 12 is 9.5e-7
     assert error[np.abs(x) < 4].max() < 6e-7
     extreme = np.array([0.0, -0.0, 1e-30, -1e-30, 100.0, -100.0, 1e30, -1e30, np.inf], np.float32)
     np.testing.assert_allclose(gelu(extreme), np.where(extreme > 1, extreme, extreme * (extreme > -1) * 0.5), rtol=1e-6)
@@ -43,7 +44,7 @@ def test_gelu_gradient():
 def test_gelu_second_derivative_and_forward_mode():
     x = jnp.asarray([-3.0, -0.5, 0.0, 0.5, 3.0])
     curve = jax.vmap(jax.grad(jax.grad(gelu)))(x)
-    want = np.exp(-np.asarray(x) ** 2 / 2) / math.sqrt(2 * math.pi) * (2 - np.asarray(x) ** 2)
+    want = np.exp(-(np.asarray(x) ** 2) / 2) / math.sqrt(2 * math.pi) * (2 - np.asarray(x) ** 2)
     np.testing.assert_allclose(curve, want, atol=1e-5)
     np.testing.assert_allclose(jax.jvp(gelu, (x,), (jnp.ones_like(x),))[1], _gelu_slope64(x), atol=2e-6)
 
@@ -55,8 +56,12 @@ def test_dtypes(dtype):
     tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
     assert gelu(x).dtype == dtype and layer_norm(x, scale, bias, 1e-6).dtype == dtype
     np.testing.assert_allclose(np.asarray(gelu(x), np.float64), _gelu64(x), atol=tolerance, rtol=tolerance)
-    np.testing.assert_allclose(np.asarray(layer_norm(x, scale, bias, 1e-6), np.float64), _norm64(x, scale, bias, 1e-6),
-                               atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(layer_norm(x, scale, bias, 1e-6), np.float64),
+        _norm64(x, scale, bias, 1e-6),
+        atol=tolerance,
+        rtol=tolerance,
+    )
 
 
 def _norm64(x, scale, bias, eps):

@@ -4,6 +4,7 @@ Layout: queries, keys and values are (B, N, H, D), the way a ``qkv`` projection 
 another order it moves itself.  Softmax and its sums are float32 whatever the compute dtype.  The logits are scaled by
 ``D ** -0.5``.
 """
+
 from __future__ import annotations
 
 import jax

@@ -1,4 +1,5 @@
 """The element-wise pieces of a transformer block: exact GELU and layer normalisation."""
+
 from __future__ import annotations
 
 import jax
@@ -9,7 +10,7 @@ from jax import Array
 def gelu(x: Array) -> Array:
     """x * Phi(x) with the error function (not the tanh approximation); any shape, computed in float32, dtype kept."""
     wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5 ** 0.5))).astype(x.dtype)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
