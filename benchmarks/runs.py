@@ -79,7 +79,7 @@ def overhead_share(args: argparse.Namespace, name: str, batch: int, dtype: str, 
 def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any) -> list[dict[str, Any]]:
     """Steps of the training loop (AdamW): predictor only, backbone only, and full fine-tuning of all parameters."""
     model = slim.create_model(name, method="life_regression", keep_rate=args.keep_rates[0], dtype=dtype)
-    dense = slim.create_model(name, dtype=dtype)
+    dense = slim.create_model(name, slim.Slimming(), dtype=dtype)  # a name such as "sit_s" would bring its method
     random = np.random.default_rng(0)
     data = {
         "image": jnp.asarray(random.normal(size=(batch, *model.img_size, model.in_chans)), jnp.float32),
