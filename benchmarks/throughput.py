@@ -58,7 +58,9 @@ def candidates(args: argparse.Namespace, name: str, dtype: str, notes: list[str]
     """label -> (model, method, keep rate or None); what create_model refuses goes to the notes."""
     import slimvit_jax as slim
 
-    found: dict[str, tuple[Any, str, Any]] = {"dense": (slim.create_model(name, slim.Slimming(), dtype=dtype), "dense", None)}
+    found: dict[str, tuple[Any, str, Any]] = {
+        "dense": (slim.create_model(name, slim.Slimming(), dtype=dtype), "dense", None)
+    }
     methods = slim.list_methods() if args.methods == ["all"] else args.methods
     for method in methods:
         cls = slim.methods.METHODS.get(method)
