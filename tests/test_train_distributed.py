@@ -60,6 +60,28 @@ def test_two_processes_killed_and_restarted_equal_one(tmp_path):
         np.testing.assert_allclose(leaf, two[path], atol=1e-5, err_msg=path)
 
 
+def test_checkpoint_of_eight_devices_restores_onto_one(tmp_path):
+    """Stopped with the parameters split over 4 of 8 devices, gone on with one: the same end, but for rounding."""
+    config = write_config(tmp_path, steps=60)
+    alone, moved = tmp_path / "alone", tmp_path / "moved"
+    plain = ["--config.schedule=dense", "--config.checkpoint.every_steps=1000"]
+    assert run_train(config, alone, *plain).returncode == 0
+    many = ["--config.mesh.cpu_devices=8", "--config.mesh.fsdp=4", "--config.mesh.smallest=64"]
+    log = moved / "metrics.jsonl"
+    first = subprocess.Popen(
+        command(config, moved, *plain, *many), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    wait_for(lambda: log.exists() and '"stage_step": 3' in log.read_text(), first)
+    first.send_signal(signal.SIGTERM)
+    _, error = first.communicate(timeout=120)
+    assert first.returncode == 143, error.decode()
+    last = run_train(config, moved, *plain)
+    assert last.returncode == 0 and "going on after step" in last.stdout, last.stderr
+    one, two = (flat(training.load_run(path).variables["dense"]["params"]) for path in (alone, moved))
+    for path, leaf in one.items():
+        np.testing.assert_allclose(leaf, two[path], atol=2e-3, err_msg=path)
+
+
 def test_half_given_addresses():
     config = tiny_config()
     config.dist.coordinator = "localhost:1234"

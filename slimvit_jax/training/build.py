@@ -154,9 +154,9 @@ class Stage:
             self.model, self.model.slim.losses, self.optimizer, self.rate, self.key, self.options, self.teacher
         )
 
-    def compiled_step(self, mesh: Any, abstract: Any, batch: Any) -> Any:
+    def compiled_step(self, mesh: Any, abstract: Any, batch: Any, smallest: int = 16384) -> Any:
         """The step, compiled for states and batches of these shapes; it consumes the state it is given."""
-        shardings = state_shardings(mesh, abstract)
+        shardings = state_shardings(mesh, abstract, smallest)
         fitted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         jitted = jax.jit(self.step_function(), donate_argnums=0, out_shardings=(shardings, whole))

@@ -36,6 +36,7 @@ _FIELDS: dict[str, Check] = {
     "checkpoint.every_steps": _POSITIVE,
     "checkpoint.keep": _POSITIVE,
     "mesh.fsdp": _POSITIVE,
+    "mesh.smallest": _POSITIVE,
     "mesh.cpu_devices": _NOT_NEGATIVE,
     "profile.steps": _NOT_NEGATIVE,
     "profile.start": _NOT_NEGATIVE,

@@ -43,7 +43,9 @@ def stage_defaults() -> ConfigDict:
             "warmup_epochs": 0.0,
             "final_lr": 0.0,  # of the cosine, relative to its peak
             "weight_decay": 0.05,
-            "no_decay": (r".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed)",),  # beside all 1-d ones
+            "no_decay": (
+                r".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed|poss|attention_biases)",
+            ),  # beside all 1-d ones
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,

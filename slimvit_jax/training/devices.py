@@ -84,7 +84,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def state_shardings(mesh: Mesh, abstract: Any, smallest: int = 1 << 14) -> Any:
+def state_shardings(mesh: Mesh, abstract: Any, smallest: int = 16384) -> Any:
     """For every array of a state, how it lies on the mesh: whole on each device, or its widest axis split over "fsdp".
 
     Only arrays of at least `smallest` elements with an axis that "fsdp" divides are split: small ones cost more to

@@ -117,7 +117,7 @@ class StageRun:
         stage, run = self.stage, self.run
         iterator = build.train_data(run.config, stage.config, stage.index, run.source)
         abstract = jax.eval_shape(lambda: stage.state(*self._shapes()))
-        shardings = state_shardings(run.mesh, abstract)
+        shardings = state_shardings(run.mesh, abstract, run.config.mesh.smallest)
         fitted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         found = run.checkpoints.restore(stage.name, fitted)
         if found is None:
@@ -152,7 +152,7 @@ class StageRun:
             "label": shape(dtype=np.int32),
             "mask": shape(dtype=np.float32),
         }
-        compiled = self.stage.compiled_step(self.run.mesh, abstract, batch)
+        compiled = self.stage.compiled_step(self.run.mesh, abstract, batch, self.run.config.mesh.smallest)
         seconds = round(time.perf_counter() - began, 2)
         self.run.logs.event("compiled", "", self.offset, stage=self.stage.name, seconds=seconds)
         return compiled
