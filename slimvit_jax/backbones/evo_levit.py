@@ -108,9 +108,9 @@ class EvoLeViT(LeViT, kw_only=True):
             if not pruned:
                 runs.append(())
             elif cls.option(options, "stage_wise_prune"):
-                runs.append(((pruned, max(1, int(n * ratio))),))
+                runs.append(((pruned, int(n * ratio)),))
             else:
-                runs.append(tuple(((block,), max(1, int(n * own[block]))) for block in pruned))
+                runs.append(tuple(((block,), int(n * own[block])) for block in pruned))
             start += depth
         return tuple(runs)
 
