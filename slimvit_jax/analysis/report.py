@@ -181,7 +181,10 @@ class _Measurement:
         return {**variables, "params": params}
 
     def _facts(self) -> dict[str, Any]:
+        from slimvit_jax.training import build
+
         model, config = self.result.model, self.config
+        trained = build.build_model(config, self.final in self.slimmed_stages, self.final)  # a stage may set its own rate
         device = jax.devices()[0]
         return {
             "name": config.name,
@@ -191,7 +194,7 @@ class _Measurement:
             "depth": model.geometry.depth,
             "patches": model.geometry.num_patches,
             "data": {"name": self.source.name, "split": self.source.split, "images": len(self.source)},
-            "trained_at": getattr(model.slim, "keep_rate", None),
+            "trained_at": getattr(trained.slim, "keep_rate", None),
             "locations": list(getattr(model.slim, "locations", ())),
             "seconds": {stage: round(s, 1) for stage, s in self.result.seconds.items()},
             "batch_size": int(config.report.batch_size),
