@@ -69,6 +69,15 @@ def test_plan_and_flops_agree_with_what_runs():
     assert [kept.shape for kept in aux.kept] == [(2, 8), (2, 2)] and aux.features.shape == (2, 5, 24)
 
 
+def test_a_stage_of_one_patch_runs_on_its_representative_alone():
+    model = slim.create_model("evo_levit", **TINY | {"img_size": 32}, prune_ratio=HALF)
+    assert model.slim.plan.attention == (4, 3, 4, 1, 1)
+    images = jnp.zeros((2, 32, 32, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    _, aux = jax.eval_shape(lambda v: model.apply(v, images, return_aux=True), variables)
+    assert [kept.shape for kept in aux.kept] == [(2, 2), (2, 0)]
+
+
 def test_statistics_move_in_training():
     model = slim.create_model("evo_levit", **TINY, prune_ratio=HALF)
     variables = random_variables(model)
