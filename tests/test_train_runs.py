@@ -204,6 +204,7 @@ def test_loss_that_is_not_finite(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_disk_full_while_saving(tmp_path, capsys):
     """Saves after the first fail as on a full disk (files may not grow); the run says so, and the good one stays."""
     config = tiny_config(6)

@@ -184,7 +184,8 @@ class _Measurement:
         from slimvit_jax.training import build
 
         model, config = self.result.model, self.config
-        trained = build.build_model(config, self.final in self.slimmed_stages, self.final)  # a stage may set its own rate
+        # a stage may set a keep rate of its own
+        trained = build.build_model(config, self.final in self.slimmed_stages, self.final)
         device = jax.devices()[0]
         return {
             "name": config.name,
