@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.backbones.evo_levit_layers import Evolving, EvoStage, Runs
+from slimvit_jax.backbones.evo_levit_losses import EvoLevitLosses
+from slimvit_jax.backbones.evo_levit_names import from_release, to_release
 from slimvit_jax.backbones.levit import LeViT, stage_values
 from slimvit_jax.backbones.levit_layers import Layer, LevitStem, halved
-from slimvit_jax.convert.evo_levit import from_release, to_release
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import truncated
 from slimvit_jax.layers_conv import NormLinear, stem_flops, stem_layers
-from slimvit_jax.methods.evo_levit import EvoLevitLosses
 from slimvit_jax.ops import select
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Slimming

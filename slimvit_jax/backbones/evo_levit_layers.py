@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from slimvit_jax.backbones.levit_layers import LevitAttention, LevitBlock, LevitStage, subsample
 from slimvit_jax.layers import truncated
-from slimvit_jax.methods.evo import evolve, representative_token
 from slimvit_jax.ops import select
 from slimvit_jax.ops.attention import attention, class_attention
+from slimvit_jax.ops.evolution import evolve, representative_token
 
 Array = jax.Array
 #: Per run: the blocks of the stage (from 0) that evolve together, and the patches they keep.
