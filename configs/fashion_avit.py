@@ -1,0 +1,7 @@
+"""A-ViT on Fashion-MNIST at 49 tokens: minutes on two cores."""
+
+from slimvit_jax.training.recipes import on_fashion_mnist
+
+
+def get_config():
+    return on_fashion_mnist("avit", {"gate_scale": 10.0, "gate_center": 30.0})
