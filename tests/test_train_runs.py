@@ -155,6 +155,10 @@ def damage(checkpoint: Path, how: str) -> None:
     if how == "truncated":
         with open(files[-1], "r+b") as file:
             file.truncate(files[-1].stat().st_size // 2)
+    elif how == "one bit":
+        data = bytearray(files[-1].read_bytes())
+        data[len(data) // 2] ^= 4
+        files[-1].write_bytes(bytes(data))
     elif how == "meta":
         for file in (checkpoint / "meta").rglob("*"):
             if file.is_file():
@@ -165,7 +169,7 @@ def damage(checkpoint: Path, how: str) -> None:
                 file.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "meta", "gone"])
+@pytest.mark.parametrize("how", ["truncated", "one bit", "meta", "gone"])
 def test_corrupt_newest_checkpoint(how, straight, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 4 + 3)  # after step 3 of the predictor stage; saved there and at its step 2

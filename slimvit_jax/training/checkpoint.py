@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 Say = Callable[..., None]
 
 
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+    """(leaves,) uint32: per array the wrapped sum of its bits taken as integers.
+
+    Any single changed bit shows, and the order of summation does not matter: the same on any number of devices.
+    """
+
+    def total(leaf: jax.Array) -> jax.Array:
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = leaf if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
+        return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return jnp.stack([total(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _digest(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
 class Checkpoints:
     """The checkpoints of a workdir, named by the global step (over all stages).
 
-    Each holds `state` (the TrainState) and `meta`, JSON with the stage, its step, the global step and the data
-    iterator's state. A save that fails, as on a full disk, is reported and training goes on: the last good checkpoint
-    stays. One that cannot be read is reported, moved to corrupt/ beside the others, and the one before it is used.
+    Each holds `state` (the TrainState) and `meta`, JSON with the stage, its step, the global step, the data iterator's
+    state, and checksums of both: Orbax notices a truncated file, but not a changed number. A save that fails, as on a
+    full disk, is reported and training goes on: the last good checkpoint stays. One that cannot be read is reported,
+    moved to corrupt/ beside the others, and the one before it is used.
 
     Args:
       directory: of the checkpoints; made if missing.
@@ -47,8 +72,10 @@ class Checkpoints:
         except Exception as error:
             self._failed(self._last, error)
         self._last = step
+        facts = {**meta, "fingerprint": np.asarray(fingerprint(state)).tolist()}
+        facts["digest"] = _digest(facts)
         try:
-            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta)))
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(facts))
             self._manager.save(step, args=arguments, force=True)
             if wait:
                 self._manager.wait_until_finished()
@@ -69,16 +96,25 @@ class Checkpoints:
           abstract: jax.ShapeDtypeStruct tree of the state with the shardings to restore it to.
         """
         for step in sorted(self._manager.all_steps(read=True), reverse=True):
-            meta = self._attempt(step, lambda step=step: self._restore(step, meta=ocp.args.JsonRestore()).meta)  # type: ignore[misc]
+            meta = self._attempt(step, functools.partial(self._read_meta, step))
             if meta is None or meta.get("stage") != stage:
                 continue
-            restored = self._attempt(
-                step,
-                lambda step=step: self._restore(step, state=ocp.args.StandardRestore(abstract)).state,  # type: ignore[misc]
-            )
+            restored = self._attempt(step, functools.partial(self._read_state, step, abstract, meta))
             if restored is not None:
                 return restored, meta
         return None
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        meta = dict(self._restore(step, meta=ocp.args.JsonRestore()).meta)
+        if meta.pop("digest", None) != _digest(meta):
+            raise ValueError("its meta data is damaged")
+        return meta
+
+    def _read_state(self, step: int, abstract: Any, meta: Mapping[str, Any]) -> Any:
+        state = self._restore(step, state=ocp.args.StandardRestore(abstract)).state
+        if np.asarray(fingerprint(state)).tolist() != meta["fingerprint"]:
+            raise ValueError("its arrays are not those that were saved")
+        return state
 
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
