@@ -111,8 +111,8 @@ def tiny(config: Any, steps: int = 2) -> Any:
     method = config.method.options.to_dict()
     method.pop("budgets", None)
     fields = {field.name for field in dataclasses.fields(METHODS[config.method.name])} if config.method.name else set()
-    if "locations" in fields:
-        method["locations"] = (2, 3)
+    if "locations" in fields:  # some methods need a layer before their first location
+        method["locations"] = (1, 2) if "locations" in method else (2, 3)
     if "r" in method:
         method["r"] = 2
     config.method.options = method
