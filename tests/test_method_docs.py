@@ -1,0 +1,28 @@
+"""docs/methods.md has a section, a picture and the right cost for every method of the table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import slimvit_jax as slim
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "methods.md").read_text()
+
+
+@pytest.mark.parametrize("method", slim.list_methods())
+def test_section_picture_and_cost(method):
+    section = re.search(rf"^## {method}\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)
+    assert section, f"docs/methods.md has no section {method}"
+    text = section.group(1)
+    assert "*Cost*" in text and "*Choose it*" in text
+    picture = re.search(r"!\[.+\]\((.+)\)", text)
+    assert picture and (DOCS / picture.group(1)).read_bytes().startswith(b"\x89PNG")
+    model = slim.create_model("deit_small_patch16_224", method=method)
+    assert f"| [{method}](#{method}) | {slim.flops(model).total / 1e9:.2f} |" in PAGE
+    row = re.search(rf"^\| \[{method}\].*$", PAGE, re.MULTILINE).group(0)
+    assert ("| yes | " in row) == model.slim.needs_class_token
+    assert row.endswith("| merges |") == model.slim.merges
