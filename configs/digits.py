@@ -4,8 +4,8 @@ from slimvit_jax.training.recipes import life_from_scratch
 
 
 def get_config():
-    # 8x8 pixels enlarged to 32x32 and cut in 8 x 8 patches of 4x4: 64 tokens, enough for dropping some to mean something. One
-    # token per original pixel learns far slower: a token then says nothing about its neighbourhood.
+    # 8x8 pixels enlarged to 32x32 and cut into patches of 4x4: 64 tokens, enough for dropping some to mean something.
+    # One token per original pixel learns far slower: a token then says nothing about its neighbourhood.
     config = life_from_scratch(img_size=32, patch_size=4, in_chans=1, embed_dim=48, num_heads=3, mlp_ratio=2.0)
     config.name = "digits"
     config.data.batch_size = 64
