@@ -18,7 +18,9 @@ def top(scores: Array, k: int) -> Array:
     Returns:
       (B, k) int32.
     """
-    # A sort, not lax.top_k: over several devices that one gathers the scores of all images on each of them.
+    if jax.default_backend() == "cpu":  # 6 times as fast there as the sort
+        return jax.lax.top_k(scores, k)[1]
+    # Not lax.top_k: over several devices that one gathers the scores of all images on each of them.
     return jnp.argsort(-scores, axis=1, stable=True)[:, :k].astype(jnp.int32)
 
 
