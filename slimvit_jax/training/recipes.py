@@ -47,6 +47,7 @@ def fine_tune_on_imagenet(method: str, options: Mapping[str, Any], **stage: Any)
 
     Unless `stage` says otherwise it is the fine-tuning that EViT's authors use and that comparisons follow: 30 epochs,
     batch 1024, AdamW, cosine from 2e-5 per 512 images to a tenth of it, DeiT's augmentation.
+    Epochs and rates of the configs built on this were not checked against the releases: look before you quote them.
     """
     model = "deit_small_patch16_224"
     config = default_config()
