@@ -68,7 +68,7 @@ def start_devices(mesh: Any, cache_dir: str) -> None:
                 ) from None
     if cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache_dir))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
