@@ -14,17 +14,22 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     """Mean over the batch of -sum_c targets_c log softmax(logits)_c.
 
     Args:
-      logits: (B, C).
-      targets: (B, C) distributions.
+      logits: (B, ..., C).
+      targets: (B, ..., C) distributions.
     """
     return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(axis=-1).mean()
 
 
+def class_head(logits: Array, taps: Mapping[str, Array]) -> Array:
+    """What is held against the true labels: `logits`, the mean of all heads, unless a labeller teaches one of them."""
+    return taps["head_logits"] if "label_logits" in taps and "head_logits" in taps else logits
+
+
 def classification(logits: Array, taps: Mapping[str, Array], targets: Array) -> Array:
-    """Cross-entropy; for a model with a distillation head and no teacher for it, the mean over its two heads."""
-    if "dist_logits" in taps:
+    """Cross-entropy; for a model with a distillation head and no labeller for it, the mean over its two heads."""
+    if "dist_logits" in taps and "label_logits" not in taps:
         return (cross_entropy(taps["head_logits"], targets) + cross_entropy(taps["dist_logits"], targets)) / 2
-    return cross_entropy(logits, targets)
+    return cross_entropy(class_head(logits, taps), targets)
 
 
 def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0) -> Array:
@@ -40,10 +45,27 @@ def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0)
     return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(axis=-1).mean()
 
 
-def hard_distillation(dist_logits: Array, teacher_logits: Array) -> Array:
-    """Cross-entropy of the distillation head against the teacher's most probable class (DeiT)."""
-    hard = jax.nn.one_hot(jnp.argmax(teacher_logits, axis=-1), teacher_logits.shape[-1])
-    return cross_entropy(dist_logits, hard)
+def hard_labels(logits: Array) -> Array:
+    """(..., C) one-hot of the most probable class: what DeiT's distillation head learns from its teacher."""
+    return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+
+
+def token_labelling(token_logits: Array, targets: Array, origin: Array | None = None) -> Array:
+    """Cross-entropy of every patch token with its own label, mean over patches and images (LV-ViT).
+
+    Args:
+      token_logits: (B, n, C) of the patches held at the end.
+      targets: (B, N, C) distributions in raster order; no gradient flows into them.
+      origin: (B, n) int, the raster index of each patch; -1 for a token that is no patch, which has no label and does
+        not count. None: all N patches in raster order.
+    """
+    targets = jax.lax.stop_gradient(targets).astype(jnp.float32)
+    if origin is None:
+        return cross_entropy(token_logits, targets)
+    own = jnp.take_along_axis(targets, jnp.maximum(origin, 0)[..., None], axis=1)
+    there = (origin >= 0).astype(jnp.float32)
+    each = -(own * jax.nn.log_softmax(token_logits.astype(jnp.float32))).sum(axis=-1)
+    return (each * there).sum() / jnp.maximum(there.sum(), 1.0)
 
 
 def keep_ratio(decisions: Sequence[Array], ratios: Sequence[float], per_image: bool = True) -> Array:

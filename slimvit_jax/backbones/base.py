@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.plan import Geometry, check_choice
 from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Aux
+
+Array = jax.Array
 
 
 class Backbone(nn.Module, kw_only=True):
@@ -21,6 +26,7 @@ class Backbone(nn.Module, kw_only=True):
       img_size: (height, width) in pixels.
       in_chans: channels of the images.
       num_classes: of the head; 0 for none, then the logits are the pooled features.
+      distilled: a second head, for the labels of another network; logits are the mean of both heads.
       dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
     """
 
@@ -28,6 +34,7 @@ class Backbone(nn.Module, kw_only=True):
     img_size: tuple[int, int] = (224, 224)
     in_chans: int = 3
     num_classes: int = 1000
+    distilled: bool = False
     dtype: Any = "float32"
 
     @classmethod
@@ -75,6 +82,45 @@ class Backbone(nn.Module, kw_only=True):
         if len(shape) != 4 or tuple(shape[1:]) != expected:
             takes = ", ".join(map(str, expected))
             raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {takes}), NHWC")
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def losses(
+        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
+    ) -> dict[str, Array]:
+        """The unweighted training losses by name: those of the method, and those of what only the backbone has.
+
+        With `aux.taps["label_logits"]` (B, C), a labeller's predictions, the class head learns `labels` and the heads
+        for distillation the labeller's most probable class: "hard_distillation", DeiT's and LeViT's.
+
+        Args, as of `Slimming.losses`:
+          logits, aux: of the training path.
+          labels: (B, C) float target distributions.
+          teacher: (logits, aux) of the frozen dense model, where the method needs one.
+        """
+        losses = self.slim.losses(logits, aux, self.mixed(labels, aux), teacher)
+        heads = [aux.taps[name] for name in ("dist_logits", "class_dist_logits") if name in aux.taps]
+        if "label_logits" in aux.taps and heads:
+            counted = labels.sum(axis=-1, keepdims=True) > 0  # not the rows that fill up a batch
+            hard = self.mixed(loss_functions.hard_labels(aux.taps["label_logits"]) * counted, aux)
+            losses["hard_distillation"] = jnp.stack([loss_functions.cross_entropy(h, hard) for h in heads]).mean()
+        return losses
+
+    def loss_weights(self, labelled: bool = False) -> dict[str, float]:
+        """The default weight of every loss that `losses` gives; `labelled`: a labeller gives further labels."""
+        own = {"hard_distillation": 1.0} if labelled and self.distilled and self.num_classes else {}
+        return {**self.slim.loss_weights, **own}
+
+    def mixed(self, labels: Array, aux: Aux) -> Array:
+        """The (B, C) labels of what the model made of its images: others where it mixed them in training."""
+        return labels
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Expressions over whole parameter paths: what learns only where a stage's config names it itself."""
+        return ()
+
+    # Official weights ------------------------------------------------------------------------------------------------
 
     def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A state dict under the names of a release, renamed to ours; others unchanged."""

@@ -16,7 +16,11 @@ Array = jax.Array
 
 
 class EvoLevitLosses(Slimming, kw_only=True):
-    """Cross-entropy of the pooled heads and of the class token's, each the mean over its two heads where distilled."""
+    """Cross-entropy of the pooled heads and of the class token's, each the mean over its two heads where distilled.
+
+    With a labeller only the first head of each learns the true labels, and the others its most probable class
+    (`Backbone.losses`); the release weighs the three by 1/4, 1/4 and 1/2 (levit/losses_levit.py).
+    """
 
     method = "evo_levit"
     needs_class_token = True
@@ -27,7 +31,8 @@ class EvoLevitLosses(Slimming, kw_only=True):
     def losses(
         self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
     ) -> dict[str, Array]:
-        heads = [aux.taps[name] for name in ("class_logits", "class_dist_logits") if name in aux.taps]
+        names = ("class_logits",) if "label_logits" in aux.taps else ("class_logits", "class_dist_logits")
+        heads = [aux.taps[name] for name in names if name in aux.taps]
         return {
             "classification": loss_functions.classification(logits, aux.taps, labels),
             "class_token": jnp.mean(jnp.stack([loss_functions.cross_entropy(head, labels) for head in heads])),

@@ -42,7 +42,6 @@ class LeViT(Backbone, kw_only=True):
       embed_dim, depth: width and layers of each stage.
       num_heads, key_dim: heads, and channels of each for queries and keys: one number, or one per stage.
       attn_ratio, mlp_ratio: channels per head of the values over key_dim, hidden width over the stage's width.
-      distilled: a second head; logits are the mean of both.
       drop_rate, drop_path_rate: dropout of the heads, stochastic depth of every layer.
       fused: batch norms are folded into the linear layers; inference only, see `fuse`.
     """
@@ -53,7 +52,6 @@ class LeViT(Backbone, kw_only=True):
     key_dim: tuple[int, ...] = (32, 32, 32)
     attn_ratio: tuple[float, ...] = (2.0, 2.0, 2.0)
     mlp_ratio: tuple[float, ...] = (2.0, 2.0, 2.0)
-    distilled: bool = False
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     fused: bool = False

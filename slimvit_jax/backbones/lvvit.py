@@ -8,13 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import losses as loss_functions
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Linear, PatchEmbed, truncated
 from slimvit_jax.layers_conv import ConvStem, StemLayers, stem_flops, stem_layers
+from slimvit_jax.ops import boxes
 from slimvit_jax.plan import check_choice
 from slimvit_jax.slimming import Slimming
-from slimvit_jax.tokens import Tokens
+from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
 STRIDE = 16
@@ -25,14 +27,30 @@ class LVViT(VisionTransformer, kw_only=True):
 
     What differs from `VisionTransformer`, whose other options hold here too: the patches come from 3x3 convolutions
     with batch norms (`p_emb`), both branches of every layer are divided by `skip_lam`, layer norms have eps 1e-5,
-    queries, keys and values no bias, and `aux_head` classifies every patch: in training `aux.taps["token_logits"]`
-    (B, n, C) of the patches held at the end. Inference does not use it; checkpoints keep it.
+    queries, keys and values no bias, and `aux_head` classifies every patch. Checkpoints keep that head; it learns by
+    `token_labelling` only, and inference does not use it. (TokenLabeling's own release adds half of its maximum over
+    the patches to the logits; SiT's, whose layout this is, does not.)
+
+    Token labelling (eq. 5 of the paper; tlt/ of zihangJiang/TokenLabeling):
+
+        loss = CE(class head, label) + 0.5 * mean over the patches of CE(aux head, the patch's own label)
+
+    A patch's label is what a labeller says of it (`aux.taps["label_tokens"]`, (B, N, C) logits); without one it is its
+    image's label. With `mix_token` a rectangle of patches comes from another image of the batch: it brings its patches'
+    labels along, and the class head's label is both images' in proportion. Methods that drop patches label those held
+    at the end. Deviations: the release stores the labeller's five best classes per patch beforehand and crops that map
+    with the image, ours labels the image it is given; its script weighs the second term by 1, the paper by 0.5.
 
     A distilled model (`distilled`; in the release conv_distillation) has dist_token, dist_pos_embed and head_dist.
+
+    In training `aux.taps` has "token_logits" (B, n, C) and "token_origin" (B, n) of the patches held at the end, and
+    with `mix_token` "pasted" (N,), True inside the rectangle.
 
     Attributes:
       p_emb: "4c" or "6c" convolutions (stride 16), or "none" for the patch embedding of ViT.
       skip_lam: divides the residual branches.
+      token_labelling: train `aux_head`, with the loss "token_labels".
+      mix_token: MixToken in training.
       stage_blocks: layers per stage of SiT, which method "sit" reads; they must add up to depth. Else unused.
       fused: the batch norms are folded into the convolutions; inference only, see `fuse`.
     """
@@ -42,15 +60,29 @@ class LVViT(VisionTransformer, kw_only=True):
     eps: float = 1e-5
     p_emb: str = "4c"
     skip_lam: float = 2.0
+    token_labelling: bool = False
+    mix_token: bool = False
     stage_blocks: tuple[int, ...] | None = None
     fused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token_labelling and self.slim.merges:
+            raise SlimError(f"token_labelling=True: method {self.slim.method!r} merges patches, so they have no label")
+        if self.mix_token and self.slim.needs_teacher:
+            raise SlimError(
+                f"mix_token=True: method {self.slim.method!r} compares with a teacher, which sees the images unmixed"
+            )
+        super().__post_init__()
 
     @classmethod
     def translate(
         cls, method: str | Slimming | None, options: dict[str, Any]
     ) -> tuple[str | Slimming | None, dict[str, Any]]:
-        """The release's keywords: distillation_type="frd" is method "sit", keeping_ratio its keep_rate."""
+        """The releases' keywords: distillation_type="frd" is method "sit", keeping_ratio its keep_rate; return_dense is
+        `token_labelling`."""
         options = dict(options)
+        if "return_dense" in options:
+            options["token_labelling"] = bool(options.pop("return_dense"))
         kind = options.pop("distillation_type", None)
         check_choice("distillation_type", kind, (None, "none", "frd"))
         if kind == "frd" and method is None:
@@ -79,6 +111,11 @@ class LVViT(VisionTransformer, kw_only=True):
             raise SlimError("fused=True: p_emb='none' has no batch norm to fold")
         if not get("skip_lam") > 0:
             raise SlimError(f"skip_lam={get('skip_lam')!r} must be positive: it divides the residual branches")
+        for name in ("token_labelling", "mix_token"):
+            if not isinstance(get(name), bool):
+                raise SlimError(f"{name}={get(name)!r} must be True or False")
+        if get("token_labelling") and not get("num_classes"):
+            raise SlimError("token_labelling=True: with num_classes=0 there is no head to label with")
         if get("stage_blocks") is not None:
             stages = options["stage_blocks"] = tuple(get("stage_blocks"))
             if sum(stages) != get("depth"):
@@ -115,10 +152,14 @@ class LVViT(VisionTransformer, kw_only=True):
             return super().embed_flops()
         return stem_flops(self.stem_layers, self.img_size, self.in_chans)
 
-    def _patches(self, images: Array, train: bool) -> Array:
+    def _patches(self, images: Array, train: bool) -> tuple[Array, dict[str, Array]]:
         if self.fused and train:
             raise SlimError("a fused model is for inference only: its batch norms are gone")
-        return self.patch_embed(images) if self.p_emb == "none" else self.patch_embed(images, train)
+        patches = self.patch_embed(images) if self.p_emb == "none" else self.patch_embed(images, train)
+        if not (self.mix_token and train):
+            return patches, {}
+        inside = boxes.token_box(self.make_rng("dropout"), *self.geometry.grid)
+        return boxes.paste(patches, inside), {"pasted": inside}
 
     def _positions(self) -> Array:
         if not self.distilled or self.no_embed_class:
@@ -128,5 +169,38 @@ class LVViT(VisionTransformer, kw_only=True):
     def _classify(self, tokens: Tokens, mean: Array | None, train: bool) -> tuple[Array, dict[str, Array]]:
         logits, taps = super()._classify(tokens, mean, train)
         if self.num_classes and (train or self.is_initializing()):
-            taps = {**taps, "token_logits": self.aux_head(tokens.patches)}
+            taps = {**taps, "token_logits": self._patch_logits(tokens.patches), "token_origin": tokens.origin}
         return logits, taps
+
+    def _patch_logits(self, patches: Array) -> Array:
+        return self.aux_head(patches)
+
+    def losses(
+        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
+    ) -> dict[str, Array]:
+        losses = super().losses(logits, aux, labels, teacher)
+        if self.token_labelling:
+            losses["token_labels"] = self._token_labels(aux, labels)
+        return losses
+
+    def _token_labels(self, aux: Aux, labels: Array) -> Array:
+        targets = labels[:, None]
+        if "label_tokens" in aux.taps:
+            counted = targets.sum(axis=-1, keepdims=True) > 0  # not the rows that fill up a batch
+            targets = jax.nn.softmax(aux.taps["label_tokens"].astype(jnp.float32)) * counted
+        targets = jnp.broadcast_to(targets, (labels.shape[0], self.geometry.num_patches, labels.shape[1]))
+        if self.mix_token:
+            targets = boxes.paste(targets, aux.taps["pasted"])
+        origin = None if self.slim.method == "dense" else aux.taps["token_origin"]
+        return loss_functions.token_labelling(aux.taps["token_logits"], targets, origin)
+
+    def loss_weights(self, labelled: bool = False) -> dict[str, float]:
+        own = {"token_labels": 0.5} if self.token_labelling else {}
+        return {**super().loss_weights(labelled), **own}
+
+    def mixed(self, labels: Array, aux: Aux) -> Array:
+        return boxes.mixed_labels(labels, aux.taps["pasted"]) if self.mix_token else labels
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        return () if self.token_labelling else (r"aux_head/.*",)

@@ -30,7 +30,7 @@ class VisionTransformer(Backbone, kw_only=True):
       qkv_bias, qk_norm, init_values: of the blocks; init_values is LayerScale's, None for none.
       class_token: whether there is one; without it global_pool must be "avg".
       reg_tokens: number of register tokens behind the class token.
-      distilled: DeiT's distillation token and second head; logits are the mean of both heads.
+      distilled: the second head reads DeiT's distillation token, a prefix token behind the class token.
       no_embed_class: position embeddings on the patches only.
       global_pool: "token" for the class token, "avg" for the mean of the patches.
       fc_norm: normalise after pooling instead of before; None means with "avg" only, as timm.
@@ -52,7 +52,6 @@ class VisionTransformer(Backbone, kw_only=True):
     init_values: float | None = None
     class_token: bool = True
     reg_tokens: int = 0
-    distilled: bool = False
     no_embed_class: bool = False
     global_pool: str = "token"
     fc_norm: bool | None = None
@@ -165,8 +164,9 @@ class VisionTransformer(Backbone, kw_only=True):
         """Multiply-adds of the patch embedding."""
         return self.geometry.num_patches * self.patch_size[0] * self.patch_size[1] * self.in_chans * self.embed_dim
 
-    def _patches(self, images: Array, train: bool) -> Array:
-        return self.patch_embed(images)
+    def _patches(self, images: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        """(B, N, D) tokens without positions, and taps."""
+        return self.patch_embed(images), {}
 
     def _positions(self) -> Array:
         return self.pos_embed
@@ -226,6 +226,23 @@ class VisionTransformer(Backbone, kw_only=True):
         )
         return logits, aux
 
+    def label_tokens(self, images: Array) -> tuple[Array, Array]:
+        """As a labeller: (B, C) logits, and (B, N, C) what the classifier makes of every patch by itself.
+
+        `apply(variables, images, method="label_tokens")`. It means something where the head reads pooled patches, as in
+        the convolutional annotator of LV-ViT's authors, or where patches have a head of their own.
+
+        Raises:
+          SlimError: for a model without a head, or with a method: labels are due for every patch.
+        """
+        if not self.num_classes or self.slim.method != "dense":
+            raise SlimError("label_tokens: a labeller is a dense model with a classifier")
+        logits, aux = self(images, return_aux=True)
+        return logits, self._patch_logits(aux.features[:, self.geometry.prefix_tokens :])
+
+    def _patch_logits(self, patches: Array) -> Array:
+        return self.head(self.fc_norm_layer(patches) if self._norm_after_pooling else patches)
+
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         geometry, plan, dim = self.geometry, self.slim.plan, self.embed_dim
         prefix, hidden = geometry.prefix_tokens, int(dim * self.mlp_ratio)
@@ -235,7 +252,7 @@ class VisionTransformer(Backbone, kw_only=True):
         return self.embed_flops(), layers, dim * self.num_classes * (2 if self.distilled else 1)
 
     def _embed(self, images: Array, train: bool) -> Tokens:
-        patches = self._patches(images, train)
+        patches, taps = self._patches(images, train)
         batch, n, _ = patches.shape
         prefix = [getattr(self, name) for name, there in self._prefix_names() if there]
         front = [jnp.broadcast_to(p.astype(patches.dtype), (batch, *p.shape[1:])) for p in prefix]
@@ -248,7 +265,7 @@ class VisionTransformer(Backbone, kw_only=True):
         if self.pre_norm:
             x = self.norm_pre(x)
         origin = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
-        return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens)
+        return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens, taps=taps)
 
     def _prefix_names(self) -> list[tuple[str, bool]]:
         names = [("cls_token", self.class_token), ("dist_token", self.distilled), ("reg_token", self.reg_tokens > 0)]

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import betaincinv
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.ops.boxes import cut_box
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,6 @@ def beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
         return uniform
     places = np.linspace(0, 1, 4097)
     return jnp.interp(uniform, jnp.asarray(places), jnp.asarray(betaincinv(alpha, alpha, places), jnp.float32))
-
-
-def cut_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
-    """(B, H, W) True inside a rectangle of about `share` (B,) of the area, its centre uniform, cut off at the
-    border.
-    """
-    y_key, x_key = jax.random.split(key)
-    side = jnp.sqrt(share)
-    box = []
-    for axis_key, length in ((y_key, height), (x_key, width)):
-        half = (side * length).astype(jnp.int32) // 2
-        centre = jax.random.randint(axis_key, share.shape, 0, length)
-        low, high = jnp.clip(centre - half, 0, length), jnp.clip(centre + half, 0, length)
-        place = jnp.arange(length)
-        box.append((place >= low[:, None]) & (place < high[:, None]))
-    return box[0][:, :, None] & box[1][:, None, :]
 
 
 def mixup_cutmix(

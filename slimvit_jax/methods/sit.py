@@ -105,10 +105,13 @@ class SiT(Slimming, kw_only=True):
     The teacher is the frozen dense model of the same depth, width and grid. RTSM parameters learn at 5 times the
     rate of the rest (`parameter_rates`). Official: models/lvvit.py, losses.py of Sense-X/SiT; there on LV-ViT.
 
-    Deviations: a model with two heads is trained and compared on their mean (the release looks at the class token's
-    alone and teaches the other head hard labels of a convolutional teacher); without a teacher the two distillation
-    losses are left out. A keep rate of 1 still mixes the tokens: it is not the dense model. Cost per location, from n
-    to k tokens: n (D^2/2 + k D/2 + k D).
+    A model with a distillation token (the release's conv_distillation, which crashes there) learns from its labeller
+    too: then the class token's head alone is trained and compared with the teacher, and the other head learns the
+    labeller's most probable class ("hard_distillation", weight 1; `Backbone.losses`).
+
+    Deviations: without a labeller the mean of both heads is trained and compared; without a teacher the two
+    distillation losses are left out. A keep rate of 1 still mixes the tokens: it is not the dense model. Cost per
+    location, from n to k tokens: n (D^2/2 + k D/2 + k D).
 
     aux.taps: "assignments", (B, n, k) per location, and in training "recovered", (B, N, D) of every layer. aux.scores
     is the share of each patch in the last tokens, (B, N), summing to 1.
@@ -217,5 +220,6 @@ class SiT(Slimming, kw_only=True):
                 f" got {found}"
             )
         losses["token_distillation"] = token_recovery(ours, theirs)
-        losses["distillation"] = loss_functions.distillation(logits, teacher_logits)
+        ours_logits = loss_functions.class_head(logits, aux.taps)
+        losses["distillation"] = loss_functions.distillation(ours_logits, teacher_logits)
         return losses
