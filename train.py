@@ -15,6 +15,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from slimvit_jax.huge_pages import restart_with_huge_pages
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
@@ -52,4 +54,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.huge_pages import restart_with_huge_pages
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("slimvit_jax.cli.models", "list the models with parameters, multiply-adds and preprocessing"),
@@ -66,4 +67,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     sys.exit(main())
