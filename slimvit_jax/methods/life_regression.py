@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.ops import life, select
@@ -21,7 +24,7 @@ from slimvit_jax.plan import (
     shrinking_counts,
 )
 from slimvit_jax.slimming import Slimming
-from slimvit_jax.tokens import Tokens
+from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
 
@@ -80,6 +83,12 @@ class LifeRegression(Slimming, kw_only=True):
       predictor_init, predictor_scale: initial W: "normal", "identity" or "negative_identity", times the scale.
       literal_class_weight: use sigmoid(U (T - t)) as the weight of prefix tokens, as the paper prints.
       stop_gradient: predict lives from tokens through which no gradient flows back into the backbone.
+      hard: training masks exactly the patches that inference drops, with the gradient of the soft weights
+        (straight-through), so that training sees what will be computed. Not in the paper.
+      sampled_rates: training draws the keep rate of every image anew from these, in place of keep_rate. Not in the
+        paper.
+      distillation: weight of KL(dense model || this one) of the logits, beside the cross-entropy; above 0 the frozen
+        dense model that training starts from runs too. Not in the paper.
       eps: of the predictor's layer norm.
     """
 
@@ -94,10 +103,21 @@ class LifeRegression(Slimming, kw_only=True):
     predictor_scale: float = 0.02
     literal_class_weight: bool = False
     stop_gradient: bool = False
+    hard: bool = False
+    sampled_rates: tuple[float, ...] = ()
+    distillation: float = 0.0
     eps: float = 1e-6
 
     def check_options(self) -> None:
         check_keep_rate(self.keep_rate, check_locations(self.locations))
+        for rate in self.sampled_rates:
+            check_keep_rate(rate, self.locations)
+        if self.sampled_rates and self.budgets is not None:
+            raise SlimError(
+                f"sampled_rates={self.sampled_rates!r} are keep rates at `locations`; budgets fix the counts"
+            )
+        if isinstance(self.distillation, bool) or not self.distillation >= 0:
+            raise SlimError(f"distillation={self.distillation!r} must be a weight of at least 0")
         check_choice("predictor_init", self.predictor_init, ("normal", "identity", "negative_identity"))
         if not self.temperature > 0:
             raise SlimError(f"temperature={self.temperature!r} must be positive")
@@ -121,10 +141,10 @@ class LifeRegression(Slimming, kw_only=True):
     @property
     def counts(self) -> tuple[int, ...]:
         """Patches computed per layer, n_1..n_T."""
-        if self.budgets is not None:
-            return self.budgets
-        rates = check_keep_rate(self.keep_rate, self.locations)
-        left = shrinking_counts(self.bound.num_patches, rates)
+        return self.budgets if self.budgets is not None else self._counts_at(self.keep_rate)
+
+    def _counts_at(self, keep_rate: float | tuple[float, ...]) -> tuple[int, ...]:
+        left = shrinking_counts(self.bound.num_patches, check_keep_rate(keep_rate, self.locations))
         return Plan.drop(self.bound, self.locations, left, "after").attention
 
     @property
@@ -152,21 +172,45 @@ class LifeRegression(Slimming, kw_only=True):
     def setup(self) -> None:
         self.life_predictor = LifePredictor(self.eps, self.predictor_init, self.predictor_scale)
 
-    def lives(self, tokens: Tokens) -> Array:
-        """(B, N) float32 lives tau of equation (3), from the tokens after layer t_base."""
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]  # of the class elsewhere, of the options here
+        return self.distillation > 0
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:  # type: ignore[override]
+        return {"classification": 1.0} | ({"distillation": self.distillation} if self.distillation else {})
+
+    def losses(
+        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
+    ) -> dict[str, Array]:
+        losses = super().losses(logits, aux, labels)
+        if self.distillation and teacher is not None:
+            losses["distillation"] = loss_functions.distillation(logits, teacher[0])
+        return losses
+
+    def scores(self, tokens: Tokens) -> Array:
+        """(B, N) float32 scores s of equation (2), from the tokens after layer t_base."""
         given = tokens.memory.get("given_scores")
         if given is not None and not self.is_initializing():
-            scores = given
-        else:
-            source = tokens.replace(x=jax.lax.stop_gradient(tokens.x)) if self.stop_gradient else tokens
-            scores = self.life_predictor(source, self.bound.class_token)
-        return life.normalise_lives(scores, *life.life_moments(self.counts))
+            return given
+        source = tokens.replace(x=jax.lax.stop_gradient(tokens.x)) if self.stop_gradient else tokens
+        return self.life_predictor(source, self.bound.class_token)
 
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer != self.base:
             return tokens
-        lives = self.lives(tokens)
+        scores = self.scores(tokens)
+        counts = jnp.asarray([self.counts])
+        moments: Any = life.life_moments(self.counts)
+        if train and self.sampled_rates and not self.is_initializing():
+            choices = [self._counts_at(rate) for rate in self.sampled_rates]
+            chosen = jax.random.randint(self.make_rng("dropout"), scores.shape[:1], 0, len(choices))
+            counts = jnp.asarray(choices)[chosen]
+            moments = jnp.asarray([life.life_moments(c) for c in choices], jnp.float32)[chosen].T[..., None]
+        lives = life.normalise_lives(scores, *moments)
         tokens = tokens.remember(scores=lives)
+        if train and self.hard:
+            tokens = tokens.remember(ranks=jnp.argsort(select.top(lives, lives.shape[1]), axis=1), counts=counts)
         if train or self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:
             return tokens
         return tokens.take(select.top(lives, self.counts[layer]))  # the one sort
@@ -176,7 +220,11 @@ class LifeRegression(Slimming, kw_only=True):
             return tokens
         if not train:
             return tokens.first(self.counts[layer - 1])
-        return tokens.replace(log_weight=self._log_weight(tokens, layer))
+        if not self.hard:
+            return tokens.replace(log_weight=self._log_weight(tokens, layer))
+        soft = jnp.exp(life.log_weight(tokens.memory["scores"], layer, self.temperature))
+        held = (tokens.memory["ranks"] < tokens.memory["counts"][:, layer - 1, None]).astype(jnp.float32)
+        return tokens.replace(policy=tokens.per_token(select.straight_through(held, soft), 1.0))
 
     def _log_weight(self, tokens: Tokens, layer: int) -> Array:
         patches = life.log_weight(tokens.memory["scores"], layer, self.temperature)
@@ -184,6 +232,9 @@ class LifeRegression(Slimming, kw_only=True):
         return tokens.per_token(patches, -math.log1p(math.exp(-lifetime)) if self.literal_class_weight else 0.0)
 
     def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        if tokens.policy is not None:
+            held = tokens.policy[:, tokens.prefix :]
+            return held / held.sum(axis=1, keepdims=True)
         if tokens.log_weight is None:
             return None
         return jax.nn.softmax(tokens.log_weight[:, tokens.prefix :], axis=1)

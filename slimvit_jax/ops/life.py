@@ -44,7 +44,7 @@ def bilinear_scores(anchor: Array, patches: Array, weight: Array) -> Array:
     return jnp.einsum("bd,bnd->bn", projected, patches.astype(jnp.float32))
 
 
-def normalise_lives(scores: Array, mean: float, std: float) -> Array:
+def normalise_lives(scores: Array, mean: float | Array, std: float | Array) -> Array:
     """tau_i: the scores of each image moved to the target moments, equation (3).
 
     Where the scores of an image are alike up to float32 rounding (a constant image), dividing by their spread would
@@ -52,8 +52,8 @@ def normalise_lives(scores: Array, mean: float, std: float) -> Array:
 
     Args:
       scores: (B, N) float32.
-      mean: mu of equation (9).
-      std: sigma of equation (10).
+      mean: mu of equation (9), for all images or (B, 1) for each.
+      std: sigma of equation (10), likewise.
 
     Returns:
       (B, N) float32 lives.

@@ -1,0 +1,210 @@
+"""What the study trains: one `Cell` per run, all of them fine-tuned from the same dense weights at matched cost.
+
+Life regression at locations (4, 7, 10) sets the cost of a keep rate. Every other method gets the keep rate of its own
+at which its multiply-adds come nearest to that (`matched_options`), and every cell the same number of epochs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+import slimvit_jax as slim
+
+#: The main comparison also has these two: the dense model trained on for as long, and random patches.
+REFERENCE = "life_regression"
+LOCATIONS = (4, 7, 10)
+#: Methods whose papers' locations differ keep them; the matched keep rate evens out the cost.
+OWN_LOCATIONS = ("tome", "evo", "ia_red2", "avit")
+#: The papers' tables have these; they come first.
+FIRST = ("dense", "life_regression", "random", "topk", "evit", "dynamicvit", "tome", "evo", "sit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+      group: the question it belongs to; (group, variant) pairs in `also` are further ones it answers.
+      variant: its place in the group.
+      method, options: "dense" for the model without a method.
+      train_rate: the keep rate trained at, as life regression counts it.
+      seed: of data order, augmentation and new parameters.
+      schedule: stages of the study's config that it runs.
+      stages: fields of them that differ.
+    """
+
+    group: str
+    variant: str
+    method: str
+    options: Mapping[str, Any]
+    train_rate: float
+    seed: int
+    schedule: tuple[str, ...]
+    stages: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    also: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Unique."""
+        return f"{self.group}/{self.variant}/{self.train_rate:g}/seed{self.seed}"
+
+    def config(self, base: Any, dense_weights: str) -> Any:
+        """The training config of this run: the study's, with this method, from the dense weights."""
+        config = copy.deepcopy(base)
+        config.name = self.name
+        config.seed = self.seed + 1  # 0 was the dense model's
+        config.method.name = "" if self.method == "dense" else self.method
+        config.method.options = dict(self.options)
+        config.init.path = dense_weights
+        config.schedule = self.schedule
+        for stage, fields in self.stages.items():
+            for field, value in fields.items():
+                if isinstance(value, Mapping):
+                    config.stages[stage][field].update(value)
+                else:
+                    config.stages[stage][field] = value
+        for stage in set(config.stages.keys()) - set(self.schedule):
+            del config.stages[stage]
+        return config
+
+
+def reference_flops(model_options: Mapping[str, Any], keep_rate: float) -> int:
+    """What life regression costs at this keep rate."""
+    return slim.flops(_model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS})).total
+
+
+def matched_options(model_options: Mapping[str, Any], method: str, keep_rate: float) -> dict[str, Any]:
+    """Options at which a method costs what life regression costs at `keep_rate`, as nearly as it can.
+
+    Raises:
+      SlimError: no keep rate comes within a tenth of that cost.
+    """
+    if method in (REFERENCE, "random"):
+        return {"keep_rate": keep_rate, "locations": LOCATIONS}
+    if method == "avit":  # halts as it likes while it trains; deployed at life regression's budgets
+        return {
+            "budgets": _model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS}).slim.counts
+        }
+    target = reference_flops(model_options, keep_rate)
+    if method == "tome":  # a whole number of merges per layer is too coarse for 49 tokens: spread their sum
+        choices = [{"r": spread(total, model_options["depth"])} for total in range(1, 400)]
+    else:
+        fixed = {} if method in OWN_LOCATIONS else {"locations": LOCATIONS}
+        choices = [{**fixed, "keep_rate": rate} for rate in np.round(np.arange(0.05, 1.0001, 0.005), 3).tolist()]
+    costs = []
+    for choice in choices:
+        with contextlib.suppress(slim.SlimError):  # too few tokens left for this method
+            costs.append((slim.flops(_model(model_options, method, choice)).total, choice))
+    cost, best = min(costs, key=lambda pair: abs(pair[0] - target))
+    if abs(cost - target) > 0.1 * target:
+        raise slim.SlimError(f"{method} cannot cost {target} multiply-adds: the nearest is {cost} with {best}")
+    return best
+
+
+def spread(total: int, layers: int) -> tuple[int, ...]:
+    """`total` as whole numbers over the layers, as evenly as they can be.
+
+    >>> spread(5, 3)
+    (1, 2, 2)
+    """
+    return tuple((layer + 1) * total // layers - layer * total // layers for layer in range(layers))
+
+
+def _model(model_options: Mapping[str, Any], method: str, options: Mapping[str, Any]) -> Any:
+    return slim.create_model("vit", method=method, **model_options, **options)
+
+
+def all_cells(base: Any, seeds: Iterable[int], long_epochs: float = 0.0) -> Iterator[Cell]:
+    """Every cell, what matters most first: a study cut short then still compares something.
+
+    Args:
+      base: the study's config.
+      seeds: of the runs.
+      long_epochs: > 0: the one-stage methods once more, for so many epochs.
+    """
+    model_options = base.model.options.to_dict()
+    names = [*FIRST, *sorted(set(slim.list_methods()) - set(FIRST))]
+    matched = functools.cache(lambda method, rate: matched_options(model_options, method, rate))
+    for seed in seeds:
+        yield _one_stage("main", "dense", "dense", {}, 1.0, seed)
+        for rate in (0.7, 0.5):
+            for method in names[1:]:
+                yield _main(method, matched(method, rate), rate, seed)
+        yield from _ablations(seed)
+        for rate in (0.9, 0.8):
+            for method in names[1:]:
+                yield _main(method, matched(method, rate), rate, seed)
+    for seed in seeds if long_epochs else ():
+        for method in [name for name in names if name not in ("dense", REFERENCE)]:
+            stages = {"finetune": {"epochs": long_epochs}}
+            yield _one_stage("long", method, method, matched(method, 0.7), 0.7, seed, stages)
+
+
+def _one_stage(group: str, variant: str, method: str, options: Any, rate: float, seed: int, stages: Any = None) -> Cell:
+    stages = dict(stages or {})
+    if method == "dense":
+        stages["finetune"] = {"slimmed": False}
+    return Cell(group, variant, method, options, rate, seed, ("finetune",), stages)
+
+
+def _main(method: str, options: Any, rate: float, seed: int) -> Cell:
+    if method != REFERENCE:
+        return _one_stage("main", method, method, options, rate, seed)
+    also = [("stages", "two stages")]
+    if rate == 0.7:
+        also += [("temperature", "U=1.5"), ("rates", "ours"), ("gradient", "through the lives")]
+        also += [("initialisation", "normal 0.02"), ("training", "the paper's losses")]
+    elif rate == 0.5:
+        also += [("training", "the paper's losses")]
+    return dataclasses.replace(_life("main", method, rate, seed), also=tuple(also))
+
+
+def _life(group: str, variant: str, rate: float, seed: int, stages: Any = None, **options: Any) -> Cell:
+    options = {"keep_rate": rate, "locations": LOCATIONS, **options}
+    return Cell(group, variant, REFERENCE, options, rate, seed, ("predictor", "backbone"), stages or {})
+
+
+def _ablations(seed: int) -> Iterator[Cell]:
+    """The paper's tables IV and V, then questions of our own."""
+    yield from _training(seed)
+    for rate in (0.7, 0.8, 0.9):
+        options = {"keep_rate": rate, "locations": LOCATIONS}
+        joint = {"finetune": {"lr": {"method": 1e-2}}}
+        yield _one_stage("stages", "single stage", REFERENCE, options, rate, seed, joint)
+    for temperature in (0.5, 1.0, 2.0, 3.0):
+        yield _life("temperature", f"U={temperature:g}", 0.7, seed, temperature=temperature)
+    for label, predictor, backbone in (("as printed", 1e-5, 1e-3), ("exchanged", 1e-3, 1e-5)):
+        stages = {"predictor": {"lr": {"method": predictor}}, "backbone": {"lr": {"backbone": backbone}}}
+        yield _life("rates", label, 0.7, seed, stages)
+    yield _life("gradient", "stopped at the lives", 0.7, seed, stop_gradient=True)
+    for kind, scale in (("normal", 0.2), ("identity", 0.1), ("negative_identity", 0.1)):
+        label = f"{kind.replace('_', ' ')} {scale:g}"
+        yield _life("initialisation", label, 0.7, seed, predictor_init=kind, predictor_scale=scale)
+
+
+def _training(seed: int) -> Iterator[Cell]:
+    """Changes of life regression's training, in search of lives that beat random ones by more.
+
+    All at both rates, with the same two epochs: one for the predictor, one for the backbone.
+    """
+    both = lambda **fields: {"predictor": {"method_options": fields}, "backbone": {"method_options": fields}}
+    sampled = (0.9, 0.8, 0.7, 0.5)
+    annealed = {"predictor": {"method_options": {"temperature": 0.75}}} | {
+        "backbone": {"method_options": {"temperature": 3.0}}
+    }
+    for rate in (0.5, 0.7):
+        yield _life("training", "hard masks", rate, seed, both(hard=True))
+        yield _life("training", "distillation", rate, seed, both(distillation=1.0))
+        yield _life("training", "sampled budgets", rate, seed, both(sampled_rates=sampled))
+        yield _life("training", "temperature 0.75, then 3", rate, seed, annealed)
+        yield _life("training", "hard masks and distillation", rate, seed, both(hard=True, distillation=1.0))
+    # every budget is drawn, whatever the rate: one run answers for all
+    everything = both(hard=True, distillation=1.0, sampled_rates=sampled)
+    yield _life("training", "hard masks, distillation, sampled budgets", 0.5, seed, everything)
