@@ -5,6 +5,7 @@
     python benchmarks/throughput.py --methods all --models deit_tiny_patch16_224 --keep-rates 0.7,0.5
     python benchmarks/throughput.py --models deit_small_patch16_224,deit_base_patch16_224 --dtypes bfloat16 \\
         --batch-sizes 256,1024 --timm --compile --peak-tflops 989     on a GPU
+    python benchmarks/throughput.py --suite=papers --timm --rounds 5  every row of the papers' tables, training, growth
 
 Whatever is compared takes turns, round after round: ours in one process, timm in a worker process. The figures to read
 are the ratios of medians; absolute ones drift with whatever else the machine does. "quotient" is the speed ratio over
@@ -35,7 +36,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", type=listed(str), default=["deit_small_patch16_224"], metavar="NAME,...")
     add("--methods", type=listed(str), default=["life_regression"], metavar="NAME,...", help="or 'all'")
     add("--keep-rates", type=listed(float), default=[0.7], metavar="R,...")
-    add("--batch-sizes", type=listed(int), default=[16], metavar="B,...")
+    add(
+        "--batch-sizes",
+        type=listed(int),
+        default=[],
+        metavar="B,...",
+        help="none: 16; the suite on a GPU 128 and the fastest",
+    )
     add("--dtypes", type=listed(str), default=["float32"], metavar="NAME,...", help="float32, bfloat16")
     add("--rounds", type=int, default=9, metavar="N", help="samples of each")
     add("--min-seconds", type=float, default=0.2, metavar="S", help="least length of a sample")
@@ -48,7 +55,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--training-batch", type=int, default=16, metavar="B")
     add("--peak-tflops", type=float, metavar="T", help="the device's peak, for the achieved share")
     add("--json", metavar="FILE", help="write all samples there")
+    add("--suite", choices=["papers"], help="measure this instead (suite_papers.py); JSON goes to results/ by default")
+    add("--groups", default="", metavar="TEXT,...", help="of the suite, only groups whose title contains one of these")
     args = parser.parse_args(argv)
+    if not args.suite:
+        args.batch_sizes = args.batch_sizes or [16]
     if min(args.rounds, *args.batch_sizes, args.training_batch) < 1:
         parser.error("--rounds and batch sizes must be at least 1")
     return args
@@ -143,6 +154,11 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             worker = stack.enter_context(Timm()) if args.timm else None
             bar = stack.enter_context(tqdm(unit="sample", dynamic_ncols=True, leave=False, disable=None))
+
+            if args.suite:
+                import suite_papers
+
+                return suite_papers.run(args, worker, bar)
 
             def progress(what: str) -> None:
                 bar.set_postfix_str(what)
