@@ -67,10 +67,7 @@ class Checkpoints:
 
         The arrays are copied before this returns, so the next step may consume the state.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._failed(self._last, error)
+        self.wait()
         self._last = step
         facts = {**meta, "fingerprint": np.asarray(fingerprint(state)).tolist()}
         facts["digest"] = _digest(facts)
@@ -147,10 +144,14 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
         self._manager.reload()
 
-    def close(self) -> None:
-        """Waits for the save under way."""
+    def wait(self) -> None:
+        """Waits for the save under way, if there is one."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             self._failed(self._last, error)
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self.wait()
         self._manager.close()

@@ -161,6 +161,22 @@ class StageProgress:
             self._said = now
 
 
+class CacheHits:
+    """Counts in `hits` the programs that were read from the cache of compiled ones while it is entered."""
+
+    hits = 0
+
+    def __enter__(self) -> CacheHits:
+        jax.monitoring.register_event_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_listener(self._listen)
+
+    def _listen(self, event: str, **_: Any) -> None:
+        self.hits += event == "/jax/compilation_cache/cache_hits"
+
+
 def memory_use() -> dict[str, float]:
     """MiB in use: of this process (peak) and of its first device, where the device tells."""
     import resource

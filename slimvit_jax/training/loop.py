@@ -19,7 +19,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.training import build, step
 from slimvit_jax.training.checkpoint import Checkpoints
 from slimvit_jax.training.devices import batch_sharding, state_shardings, to_host
-from slimvit_jax.training.logs import Logs, StageProgress, memory_use
+from slimvit_jax.training.logs import CacheHits, Logs, StageProgress, memory_use
 
 #: Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
 #: a loss that is not finite is noticed at once and that the queue holds no heap of batches.
@@ -106,7 +106,7 @@ class StageRun:
         self._began, self._seconds = time.perf_counter(), 0.0
         self._clock = time.perf_counter()
         self._rows: list[np.ndarray] = []
-        self._tracing = False
+        self._first, self._tracing = True, False
 
     def train(self, start: Any) -> StageResult:
         """`start()` gives (variables, teacher variables) for the first step; called only where no checkpoint is.
@@ -131,9 +131,8 @@ class StageRun:
             run.logs.event("resume", f"{stage.name}: going on after step {done}", self.offset + done, stage=stage.name)
         with data.prefetch_to_device(iterator, batch_sharding(run.mesh)) as batches:
             batches.start_prefetch()
-            compiled = self._compile(abstract)
-            with StageProgress(run.logs, stage.name, stage.steps, done) as self.progress:
-                state = self._steps(compiled, state, batches, done)
+            compiled = self.compile(abstract)
+            state = self.steps(compiled, state, batches, done)
         metrics = self._evaluate(state, stage.steps)
         return StageResult(to_host(state.variables), metrics, self._elapsed(), stage.steps)
 
@@ -142,7 +141,8 @@ class StageRun:
         teacher = {} if self.stage.teacher is None else build.init_variables(self.stage.teacher, 0)
         return build.init_variables(self.stage.model, 0), teacher
 
-    def _compile(self, abstract: Any) -> Any:
+    def compile(self, abstract: Any) -> Any:
+        """The stage's step, compiled for states of these shapes; logs how long that took."""
         began = time.perf_counter()
         model, size = self.stage.model, self.run.config.data.batch_size
         place = batch_sharding(self.run.mesh)
@@ -152,10 +152,21 @@ class StageRun:
             "label": shape(dtype=np.int32),
             "mask": shape(dtype=np.float32),
         }
-        compiled = self.stage.compiled_step(self.run.mesh, abstract, batch, self.run.config.mesh.smallest)
-        seconds = round(time.perf_counter() - began, 2)
-        self.run.logs.event("compiled", "", self.offset, stage=self.stage.name, seconds=seconds)
+        with CacheHits() as cache:
+            compiled = self.stage.compiled_step(self.run.mesh, abstract, batch, self.run.config.mesh.smallest)
+        facts = {"seconds": round(time.perf_counter() - began, 2), "from_cache": cache.hits > 0}
+        self.run.logs.event("compiled", "", self.offset, stage=self.stage.name, **facts)
         return compiled
+
+    def steps(self, compiled: Any, state: Any, batches: Any, done: int) -> Any:
+        """The state after the stage's last step, from the one after step `done`; `state` is consumed.
+
+        Args:
+          compiled: of `compile`.
+          batches: data.DeviceIterator, at batch number `done`.
+        """
+        with StageProgress(self.run.logs, self.stage.name, self.stage.steps, done) as self.progress:
+            return self._steps(compiled, state, batches, done)
 
     def _steps(self, compiled: Any, state: Any, batches: Any, done: int) -> Any:
         stage, config = self.stage, self.run.config
@@ -170,8 +181,6 @@ class StageRun:
             pending.append((number, metrics))
             self._drain(pending, AHEAD, batches)
             self.progress.update(number)
-            if number == done + 1:
-                self.run.logs.event("memory", "", self.offset + number, stage=stage.name, **memory_use())
             stop = self.run.interrupt.signal is not None or self.run.checkpoints.reached_preemption(
                 self.offset + number
             )
@@ -198,6 +207,9 @@ class StageRun:
             row = np.asarray(metrics)
             if not (math.isfinite(row[0]) and math.isfinite(row[-2])):
                 self._not_finite(number, row)
+            if self._first:  # it has run: what it needs is known
+                self.run.logs.event("memory", "", self.offset + number, stage=self.stage.name, **memory_use())
+                self._first = False
             self._rows.append(row)
             if number % self.run.config.log.every_steps == 0 or number == self.stage.steps:
                 self._log(number, batches)
