@@ -100,6 +100,29 @@ def on_fashion_mnist(method: str, options: Mapping[str, Any], *, from_scratch: b
     return config
 
 
+def study_on_fashion_mnist(**model_options: Any) -> Any:
+    """What benchmarks/study.py varies: a dense model, then two epochs of a method from it.
+
+    `predictor` and `backbone` are life regression's two epochs, `finetune` is every other method's stage. As it stands,
+    train.py runs the dense model followed by life regression at 0.7.
+    """
+    config = default_config()
+    config.model.options = {"img_size": 28, "in_chans": 1, "depth": 12, "num_classes": 10, **model_options}
+    config.method.options = {"keep_rate": 0.7, "locations": (4, 7, 10)}
+    config.data.update(name="fashion_mnist", batch_size=128)
+    config.augment.update(kind="shift", shift=0.1, hflip=0.5)
+    config.eval.update(batch_size=250, every_epochs=0.0)
+    config.report.enabled = False
+    config.log.update(every_steps=50, tensorboard=False)
+    config.checkpoint.every_steps = 400
+    add_stage(config, "dense", slimmed=False, epochs=10.0, lr={"backbone": 1e-3}, warmup_epochs=1.0, clip_norm=1.0)
+    add_stage(config, "predictor", trainable="method", epochs=1.0, lr={"method": 1e-2})
+    add_stage(config, "backbone", trainable="backbone", epochs=1.0, lr={"backbone": 3e-4}, warmup_epochs=0.1)
+    add_stage(config, "finetune", epochs=2.0, lr={"backbone": 3e-4}, warmup_epochs=0.1, clip_norm=1.0)
+    config.schedule = ("dense", "predictor", "backbone")
+    return config
+
+
 def tiny(config: Any, steps: int = 2) -> Any:
     """A copy that runs in seconds on the embedded digits: 3 layers, 16 tokens, `steps` steps a stage.
 

@@ -1,0 +1,106 @@
+"""The study: cells at matched cost, resumable, one config per folder."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import study, study_cells  # noqa: E402
+
+import slimvit_jax as slim  # noqa: E402
+from slimvit_jax import training  # noqa: E402
+
+MICRO = training.load_config(ROOT / "configs" / "study_fashion.py").model.options.to_dict()
+
+CONFIG = """
+from slimvit_jax.training.recipes import study_on_fashion_mnist, tiny
+
+def get_config():
+    config = study_on_fashion_mnist(patch_size=4, embed_dim=16, num_heads=2)
+    names, config.schedule = config.schedule, tuple(config.stages.keys())
+    config = tiny(config, steps=1)
+    config.schedule = names
+    config.model.options.depth = 12
+    config.eval.keep_rates = (0.7, 0.5)
+    config.name = "study_test"
+    return config
+"""
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.5])
+@pytest.mark.parametrize("method", slim.list_methods())
+def test_every_method_is_matched_to_the_same_cost(method, rate):
+    options = study_cells.matched_options(MICRO, method, rate)
+    cost = slim.flops(slim.create_model("vit", method=method, **MICRO, **options)).total
+    target = study_cells.reference_flops(MICRO, rate)
+    assert abs(cost / target - 1) < 0.05
+    assert target < slim.flops(slim.create_model("vit", **MICRO)).total
+
+
+def test_cells_have_names_of_their_own_and_configs_that_hold():
+    base = training.load_config(ROOT / "configs" / "study_fashion.py")
+    cells = list(study_cells.all_cells(base, (0, 1), long_epochs=30))
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert {cell.method for cell in cells} == {"dense", *slim.list_methods()}
+    for cell in cells:
+        config = training.validate(cell.config(base, "dense.safetensors"))
+        epochs = sum(config.stages[name].epochs for name in config.schedule)
+        assert epochs == (30 if cell.group == "long" else 2)
+        assert "dense" not in config.stages
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A study of two cells, and the arguments that made it."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "config.py").write_text(CONFIG)
+    arguments = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'work'}", "--seeds=0"]
+    arguments += ["--only=main/(life_regression|tome)/0.7/seed0"]
+    assert study.main(arguments) == 0
+    return folder / "work", arguments
+
+
+def test_results_are_complete(done):
+    work, _ = done
+    rows = [json.loads(line) for line in (work / "results.jsonl").read_text().splitlines()]
+    main = {row["method"]: row for row in rows if row["group"] == "main"}
+    assert set(main) == {"life_regression", "tome"}
+    life = {(e["keep_rate"], e["lives"]) for e in main["life_regression"]["evals"]}
+    assert life == {(rate, lives) for rate in (0.7, 0.5) for lives in ("learned", "random")}
+    assert [e["lives"] for e in main["tome"]["evals"]] == [None]
+    assert {row["group"] for row in rows} > {"main", "stages", "temperature"}  # a cell answers several questions
+    assert all(e["examples"] == 360 and 0 <= e["accuracy"] <= 1 for row in rows for e in row["evals"])
+    about = json.loads((work / "study.json").read_text())
+    assert about["scale"] == "test" and about["dense"]["examples"] == 360
+    assert {path.name for path in work.iterdir()} == {
+        "study.json", "results.jsonl", "dense.safetensors", "life.safetensors", "runs"
+    }  # fmt: skip
+    options = about["config"]
+    assert options["model.options.embed_dim"] == 16
+
+
+def test_the_same_command_does_nothing_twice(done, capsys):
+    work, arguments = done
+    before = (work / "results.jsonl").read_bytes(), (work / "dense.safetensors").stat().st_mtime_ns
+    assert study.main(arguments) == 0
+    assert ((work / "results.jsonl").read_bytes(), (work / "dense.safetensors").stat().st_mtime_ns) == before
+    assert study.main([*arguments, "--list"]) == 0
+    assert "2 of 2 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--config.stages.dense.epochs=3"], "stages.dense.epochs"),
+        (["--only=nothing"], "matches no cell"),
+        (["--seeds=a"], "--seeds=a"),
+    ],
+)
+def test_bad_input_is_one_line(done, capsys, more, words):
+    assert study.main([*done[1], *more]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
