@@ -1,19 +1,15 @@
 """The study: cells at matched cost, resumable, one config per folder."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+import slimvit_jax as slim
+from benchmarks import study, study_cells
+from slimvit_jax import training
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import study, study_cells  # noqa: E402
-
-import slimvit_jax as slim  # noqa: E402
-from slimvit_jax import training  # noqa: E402
-
 MICRO = training.load_config(ROOT / "configs" / "study_fashion.py").model.options.to_dict()
 
 CONFIG = """
