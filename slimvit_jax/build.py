@@ -42,7 +42,7 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
     Args:
       name: a named model ("deit_small_patch16_224") or a family for any size ("vit", "lvvit", "levit").
       method: a method's name, its options among `options`; or a method object; or None for the dense model (for
-        names such as "sit_s", which imply a method: for that method).
+        names such as "sit_s", which imply a method: for that method; `Slimming()` is always the dense model).
       **options: of the backbone (timm's keyword names; they override the named model's) and of the method.
 
     Returns:

@@ -65,7 +65,8 @@ class EvoLeViT(LeViT, kw_only=True):
         for op in options.pop("down_ops", ()):
             if len(op) > 1 and tuple(op[3:]) != (4, 2, 2):
                 raise SlimError(f"down_ops: {op} is not the released form ('Subsample', key_dim, heads, 4, 2, 2)")
-        return EvoLevitLosses() if method is None else method, options
+        dense = method is None or type(method) is Slimming  # what selects is the backbone itself
+        return EvoLevitLosses() if dense else method, options
 
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:

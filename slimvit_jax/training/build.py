@@ -15,6 +15,8 @@ from slimvit_jax.convert import load
 from slimvit_jax.data.mixup import MixupConfig
 from slimvit_jax.errors import SlimError
 from slimvit_jax.models import HALF, NAMED, preprocess_for
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.training import labeller as labelling
 from slimvit_jax.training import optim, step
 from slimvit_jax.training.devices import check_batch, state_shardings
 
@@ -32,11 +34,17 @@ def build_model(config: Any, slimmed: bool = True, stage: str = "", **method_opt
     extra = config.stages[stage].to_dict() if stage else {}
     options |= extra.get("model_options", {})
     if not slimmed or not config.method.name:
-        return create_model(config.model.name, **options)
+        return create_model(config.model.name, Slimming(), **options)  # not the method that a name may imply
     chosen = config.method.options.to_dict() | extra.get("method_options", {}) | method_options
     if "keep_rate" in method_options:
         chosen.pop("budgets", None)
     return create_model(config.model.name, method=config.method.name, **options, **chosen)
+
+
+def build_teacher(config: Any) -> Any:
+    """The dense model that methods with a teacher compare with."""
+    options = config.model.options.to_dict() | config.teacher.options.to_dict()
+    return create_model(config.model.name, Slimming(), **options)
 
 
 def build_preprocess(config: Any) -> data.Preprocess:
@@ -143,16 +151,22 @@ class Stage:
     optimizer: Any
     options: step.StepOptions
     key: Any
+    trainable: Any
+    labeller: Any = None
 
-    def state(self, variables: Mapping[str, Any], teacher: Any) -> step.TrainState:
-        """The state at the first step."""
-        return step.new_state(variables, self.config.trainable, self.optimizer, bool(self.config.ema), teacher)
+    def state(self, variables: Mapping[str, Any], teacher: Any, labeller: Any = None) -> step.TrainState:
+        """The state at the first step, from the variables of model, teacher and labeller."""
+        return step.new_state(variables, self.trainable, self.optimizer, bool(self.config.ema), teacher, labeller)
+
+    def fresh(self) -> tuple[Any, Any, Any]:
+        """Fresh variables of model, teacher and labeller, for their shapes; {} for what there is not."""
+        source = self.labeller.source if self.labeller is not None and self.labeller.is_model else None
+        return tuple({} if m is None else init_variables(m, 0) for m in (self.model, self.teacher, source))  # type: ignore[return-value]
 
     def step_function(self) -> Any:
         """The uncompiled train step."""
-        return step.make_train_step(
-            self.model, self.model.slim.losses, self.optimizer, self.rate, self.key, self.options, self.teacher
-        )
+        parts = (self.model, self.model.losses, self.optimizer, self.rate, self.key, self.options)
+        return step.make_train_step(*parts, self.teacher, self.labeller)
 
     def compiled_step(self, mesh: Any, abstract: Any, batch: Any, smallest: int = 16384) -> Any:
         """The step, compiled for states and batches of these shapes; it consumes the state it is given."""
@@ -163,8 +177,15 @@ class Stage:
         return jitted.lower(fitted, batch).compile()
 
 
-def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None) -> Stage:
+def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, labeller: Any = None) -> Stage:
     """Everything about a stage that does not need its weights.
+
+    Args:
+      config: validated.
+      name: of the stage.
+      steps_per_epoch: of the data.
+      mesh: checked against the batch size where given.
+      labeller: a function of images in place of config.labeller (`labeller.Function`).
 
     Raises:
       SlimError: for what does not fit: unknown losses, parameters that do not exist, a batch that does not divide.
@@ -174,7 +195,8 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None) 
     if mesh is not None:
         check_batch(config.data.batch_size, mesh, stage.accumulate)
     model = build_model(config, stage.slimmed, name)
-    weights = dict(model.slim.loss_weights)
+    labels = labelling.build_labeller(config, model, build_preprocess(config), labeller)
+    weights = model.loss_weights(labels is not None)
     for loss, weight in stage.loss_weights.items():
         if loss not in weights:
             raise SlimError(f"config.stages.{name}.loss_weights has {loss!r}; choices: {', '.join(sorted(weights))}")
@@ -182,7 +204,8 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None) 
     steps = stage.steps or max(1, round(stage.epochs * steps_per_epoch))
     rate = optim.schedule(stage, steps, steps_per_epoch)
     shapes = jax.eval_shape(lambda: init_variables(model, 0))
-    learning, _ = optim.select(shapes["params"], stage.trainable)
+    trainable = _trainable(stage.trainable, model.frozen)
+    learning, _ = optim.select(shapes["params"], trainable)
     mixup = config.mixup.to_dict() if stage.mixup and (config.mixup.mixup or config.mixup.cutmix) else None
     options = step.StepOptions(
         loss_weights=weights,
@@ -194,8 +217,17 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None) 
     )
     slim, depth = model.slim, model.geometry.depth
     optimizer = optim.make_optimizer(learning, stage, rate, depth, slim.learning_rate_scale, slim.parameter_rates)
-    teacher = build_model(config, slimmed=False) if slim.needs_teacher else None
+    teacher = build_teacher(config) if slim.needs_teacher else None
     if teacher is not None:
         slim.check_teacher(teacher.geometry)
     key = jax.random.fold_in(jax.random.key(config.seed), index + 1)
-    return Stage(name, index, stage, model, teacher, steps, steps_per_epoch, rate, optimizer, options, key)
+    built = (steps, steps_per_epoch, rate, optimizer, options, key, trainable, labels)
+    return Stage(name, index, stage, model, teacher, *built)
+
+
+def _trainable(trainable: Any, frozen: tuple[str, ...]) -> Any:
+    """What a stage learns, without what the model keeps frozen, unless the stage names parameters itself."""
+    if not frozen or trainable not in ("all", "backbone"):
+        return trainable
+    others = (*frozen, "slim/.*") if trainable == "backbone" else frozen
+    return (rf"(?!({'|'.join(others)})$).*",)

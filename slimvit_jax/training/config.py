@@ -20,8 +20,8 @@ from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.training import checks
 
 #: Fields that hold keywords for somebody else.
-FREE = ("model.options", "method.options", "init.options", "data.options", "model_options", "method_options",
-        "loss_weights")  # fmt: skip
+FREE = ("model.options", "method.options", "init.options", "data.options", "teacher.options", "labeller.options",
+        "labeller.load", "model_options", "method_options", "loss_weights")  # fmt: skip
 
 #: Fields that may differ between the runs of one workdir: they do not change what is trained.
 HARMLESS = ("log", "checkpoint", "profile", "report", "eval", "mesh", "dist", "cache_dir", "data.data_dir",
@@ -72,6 +72,11 @@ def default_config() -> ConfigDict:
             "method": {"name": "life_regression", "options": {}},
             # weights to start from: a file or "hf-hub:timm/NAME"; fresh_method: they are a dense model's
             "init": {"path": "", "fresh_method": True, "options": {}},
+            # the frozen dense model that some methods learn from: the config's own, with these options on top
+            "teacher": {"options": {}},
+            # a fixed network that gives further labels, for a distillation head or for LV-ViT's patches: a model of
+            # this library by name, its options, its weights as `init.path`, and options of slim.load
+            "labeller": {"name": "", "options": {}, "path": "", "load": {}},
             "data": {
                 "name": "digits",
                 "train_split": "train",

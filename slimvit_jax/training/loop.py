@@ -109,14 +109,14 @@ class StageRun:
         self._first, self._tracing = True, False
 
     def train(self, start: Any) -> StageResult:
-        """`start()` gives (variables, teacher variables) for the first step; called only where no checkpoint is.
+        """`start()`, called only where no checkpoint is, gives the first variables of model, teacher and labeller.
 
         Raises:
           Stopped, NotFinite: see there.
         """
         stage, run = self.stage, self.run
         iterator = build.train_data(run.config, stage.config, stage.index, run.source)
-        abstract = jax.eval_shape(lambda: stage.state(*self._shapes()))
+        abstract = jax.eval_shape(lambda: stage.state(*stage.fresh()))
         shardings = state_shardings(run.mesh, abstract, run.config.mesh.smallest)
         fitted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         found = run.checkpoints.restore(stage.name, fitted)
@@ -135,11 +135,6 @@ class StageRun:
             state = self.steps(compiled, state, batches, done)
         metrics = self._evaluate(state, stage.steps)
         return StageResult(to_host(state.variables), metrics, self._elapsed(), stage.steps)
-
-    def _shapes(self) -> tuple[Any, Any]:
-        """Variables and teacher variables as shapes."""
-        teacher = {} if self.stage.teacher is None else build.init_variables(self.stage.teacher, 0)
-        return build.init_variables(self.stage.model, 0), teacher
 
     def compile(self, abstract: Any) -> Any:
         """The stage's step, compiled for states of these shapes; logs how long that took."""

@@ -14,6 +14,7 @@ from slimvit_jax.training import build
 from slimvit_jax.training import config as configs
 from slimvit_jax.training.checkpoint import Checkpoints
 from slimvit_jax.training.devices import make_mesh, start_devices, start_processes, to_host
+from slimvit_jax.training.labeller import labeller_variables
 from slimvit_jax.training.logs import Logs
 from slimvit_jax.training.loop import Interrupt, Run, StageResult, StageRun, Stopped
 from slimvit_jax.training.workdir import Workdir, read_json
@@ -44,8 +45,14 @@ class RunResult:
     resumed: bool
 
 
-def run(config: Any, workdir: str | Path) -> RunResult:
+def run(config: Any, workdir: str | Path, labeller: Any = None) -> RunResult:
     """Trains every stage of `config.schedule` in `workdir`; stages that are done there are not done again.
+
+    Args:
+      config: of `default_config`'s fields.
+      workdir: the run's folder.
+      labeller: another network's labels, in place of config.labeller: a function that JAX can trace, of images
+        (B, H, W, C) prepared as the model's, to (B, classes) logits; see `training.labeller`.
 
     Raises:
       SlimError: for what does not fit, before any long work; NotFinite (a SlimError) when the loss is not finite.
@@ -65,7 +72,7 @@ def run(config: Any, workdir: str | Path) -> RunResult:
         if size > len(source):
             raise SlimError(f"config.data.batch_size={size} exceeds the {len(source)} training images")
         steps_per_epoch = build.train_data(config, config.stages[config.schedule[0]], 0, source).steps_per_epoch
-        stages = [build.build_stage(config, name, steps_per_epoch, mesh) for name in config.schedule]
+        stages = [build.build_stage(config, name, steps_per_epoch, mesh, labeller) for name in config.schedule]
         folder.describe()
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, logs.event)
         with Interrupt() as interrupt:
@@ -120,18 +127,19 @@ def _done_stage(run: Run, folder: Workdir, stage: build.Stage) -> StageResult | 
     return StageResult(to_host(variables), facts["metrics"], facts["seconds"], facts["steps"])
 
 
-def _start(config: Any, stage: build.Stage, stages: list[build.Stage], result: RunResult) -> tuple[Any, Any]:
-    """Variables of a stage's first step, and of its teacher: the dense weights the method starts from."""
+def _start(config: Any, stage: build.Stage, stages: list[build.Stage], result: RunResult) -> tuple[Any, Any, Any]:
+    """Variables of a stage's first step, of its teacher (the dense weights the method starts from) and labeller."""
     if result.variables:
         before = list(result.variables.values())[-1]
         variables = build.adopt(before, build.init_variables(stage.model, config.seed))
     else:
         variables = build.start_variables(config, stage.model)
+    labels = labeller_variables(config, stage.labeller)
     if stage.teacher is None:
-        return variables, None
+        return variables, None, labels
     dense = [result.variables[s.name] for s in stages if not s.config.slimmed and s.name in result.variables]
-    first = dense[-1] if dense else build.start_variables(config, stage.teacher)
-    return variables, first
+    fresh = build.init_variables(stage.teacher, config.seed)
+    return variables, build.adopt(dense[-1], fresh) if dense else build.start_variables(config, stage.teacher), labels
 
 
 def load_run(workdir: str | Path) -> RunResult:

@@ -29,6 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: of `params` alone.
       ema: running average of `params`; {} where the stage keeps none.
       teacher: variables of the frozen dense model that a method's losses compare with; {} where they do not.
+      labeller: variables of the fixed network that gives further labels; {} where none does.
     """
 
     step: Array
@@ -38,6 +39,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     ema: Any
     teacher: Any
+    labeller: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -52,7 +54,12 @@ def join(params: Any, frozen: Any, batch_stats: Any) -> dict[str, Any]:
 
 
 def new_state(
-    variables: Mapping[str, Any], trainable: Any, optimizer: Any, ema: bool, teacher: Any = None
+    variables: Mapping[str, Any],
+    trainable: Any,
+    optimizer: Any,
+    ema: bool,
+    teacher: Any = None,
+    labeller: Any = None,
 ) -> TrainState:
     """The state at a stage's first step. `optimizer` maps the learning parameters to a GradientTransformation."""
     params, frozen = optim.select(variables["params"], trainable)
@@ -64,6 +71,7 @@ def new_state(
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else {},
         teacher=teacher or {},
+        labeller=labeller or {},
     )
 
 
@@ -86,6 +94,7 @@ def make_train_step(
     key: Array,
     options: StepOptions,
     teacher: Any = None,
+    labeller: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
     """The step, to be compiled by the caller.
 
@@ -96,6 +105,7 @@ def make_train_step(
       key: of the stage; the step number is folded in, so that a resumed run draws what it would have drawn.
       options: see there.
       teacher: a dense model applied with `state.teacher`, or None.
+      labeller: (state.labeller, images) -> labels, which the losses find among the taps (`Labeller`), or None.
 
     Returns:
       (state, batch) -> (next state, metrics (K,) float32 in the order of `metric_names`). The batch is
@@ -111,6 +121,8 @@ def make_train_step(
         (logits, aux), updates = model.apply(
             variables, images, train=True, return_aux=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
+        if labeller is not None:
+            aux = aux.replace(taps={**aux.taps, **labeller(state.labeller, images)})
         parts = losses(logits, aux, labels, reference)
         total = sum(options.loss_weights[name] * value for name, value in parts.items())
         counted = (labels.sum(-1) > 0).astype(jnp.float32)  # float, to travel in the same all-reduce as the gradient
