@@ -126,7 +126,8 @@ def add_stage(config: ConfigDict, name: str, **fields: Any) -> ConfigDict:
     for key, value in fields.items():
         if isinstance(value, Mapping) and isinstance(stage.get(key), ConfigDict):
             stage[key].update(value)
-        else:
+            continue
+        with stage.ignore_type():  # `trainable` is text or expressions; validation looks at all of them
             stage[key] = value
     config.stages[name] = stage
     config.schedule = (*config.schedule, name)

@@ -1,0 +1,302 @@
+"""Token labelling, MixToken and the labels of another network: arithmetic against NumPy, then small training runs."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train_tools import CACHE
+
+import slimvit_jax as slim
+from slimvit_jax import losses, training
+from slimvit_jax.ops import boxes
+from slimvit_jax.tokens import Aux
+from slimvit_jax.training import build, optim, recipes
+from slimvit_jax.training.config import add_stage, default_config
+from slimvit_jax.training.labeller import Labeller, build_labeller
+
+RNG = np.random.default_rng(0)
+TINY = dict(img_size=16, patch_size=4, p_emb="none", in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=10)
+
+
+def made_up(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def soft(x):
+    return np.exp(log_softmax(x))
+
+
+# Pure functions --------------------------------------------------------------------------------------------------
+
+
+def test_a_rectangle_is_pasted_from_the_mirrored_image():
+    tokens, inside = np.arange(3 * 4 * 2.0).reshape(3, 4, 2), np.array([False, True, True, False])
+    pasted = boxes.paste(jnp.asarray(tokens), jnp.asarray(inside))
+    expected = tokens.copy()
+    expected[:, 1:3] = tokens[::-1, 1:3]
+    np.testing.assert_array_equal(pasted, expected)
+    np.testing.assert_array_equal(boxes.paste(pasted, jnp.asarray(inside)), tokens)
+
+
+def test_labels_are_mixed_by_area():
+    labels, inside = np.eye(3, dtype=np.float32), np.array([True, False, False, False])
+    mixed = boxes.mixed_labels(jnp.asarray(labels), jnp.asarray(inside))
+    np.testing.assert_allclose(mixed, 0.75 * labels + 0.25 * labels[::-1])
+    np.testing.assert_allclose(mixed.sum(1), 1)
+
+
+def test_boxes_are_rectangles_of_every_size():
+    drawn = jax.vmap(lambda key: boxes.token_box(key, 14, 10))(jax.random.split(jax.random.key(0), 200))
+    areas = np.asarray(drawn).sum(1)
+    assert areas.min() < 3 and areas.max() > 80 and 30 < areas.mean() < 70
+    for box in np.asarray(drawn).reshape(-1, 14, 10)[:50]:
+        rows, columns = box.any(1), box.any(0)
+        np.testing.assert_array_equal(box, rows[:, None] & columns[None])
+        assert np.abs(np.diff(rows.astype(int))).sum() <= 2 and np.abs(np.diff(columns.astype(int))).sum() <= 2
+
+
+def test_token_labelling_loss():
+    logits, targets = made_up(2, 4, 5), soft(made_up(2, 4, 5))
+    each = -(targets * log_softmax(logits)).sum(-1)
+    np.testing.assert_allclose(losses.token_labelling(logits, targets), each.mean(), rtol=1e-5)
+    held, origin = logits[:, :3], np.array([[2, 0, -1], [3, 1, 1]])
+    places = [(b, i, o) for b in (0, 1) for i, o in enumerate(origin[b]) if o >= 0]
+    every = [-(targets[b, o] * log_softmax(held[b, i])).sum() for b, i, o in places]
+    np.testing.assert_allclose(losses.token_labelling(held, targets, origin), np.mean(every), rtol=1e-5)
+    gradient = jax.grad(lambda t: losses.token_labelling(logits, t))(targets)
+    assert not np.asarray(gradient).any()
+
+
+def lvvit(**options):
+    return slim.create_model("lvvit", **{**TINY, "token_labelling": True, **options})
+
+
+def reference(taps, labels, inside=None, dense=None):
+    """The two losses of LV-ViT, image by image and patch by patch."""
+    batch, n = taps["token_logits"].shape[:2]
+    inside = np.zeros(n, bool) if inside is None else inside
+    share, classes, tokens = inside.mean(), [], []
+    for b in range(batch):
+        other = batch - 1 - b
+        target = (1 - share) * labels[b] + share * labels[other]
+        classes.append(-(target * log_softmax(taps["logits"][b])).sum())
+        for i in range(n):
+            source = other if inside[i] else b
+            target = labels[source] if dense is None else soft(dense[source, i])
+            tokens.append(-(target * log_softmax(taps["token_logits"][b, i])).sum())
+    return np.mean(classes), np.mean(tokens)
+
+
+@pytest.mark.parametrize("mix", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_losses_of_lvvit(mix, dense):
+    model, labels = lvvit(mix_token=mix), soft(made_up(3, 10))
+    taps = {"token_logits": made_up(3, 16, 10), "token_origin": np.tile(np.arange(16), (3, 1))}
+    inside = np.zeros(16, bool)
+    inside[[5, 6, 9, 10]] = mix
+    maps = made_up(3, 16, 10) if dense else None
+    more = {"pasted": inside} if mix else {}
+    more |= {"label_tokens": maps, "label_logits": made_up(3, 10)} if dense else {}
+    logits, aux = made_up(3, 10), Aux((16,) * 3, (), None, None, taps | more)
+    found = model.losses(logits, aux, labels)
+    classification, tokens = reference(taps | {"logits": logits}, labels, inside, maps)
+    assert set(found) == set(model.loss_weights(dense)) and model.loss_weights()["token_labels"] == 0.5
+    np.testing.assert_allclose(found["classification"], classification, rtol=1e-5)
+    np.testing.assert_allclose(found["token_labels"], tokens, rtol=1e-5)
+
+
+def test_rows_that_fill_up_a_batch_count_nowhere():
+    model, labels = lvvit(distilled=True), soft(made_up(2, 10))
+    labels[1] = 0
+    taps = {"token_logits": made_up(2, 16, 10), "label_tokens": made_up(2, 16, 10), "label_logits": made_up(2, 10)}
+    taps |= {"head_logits": made_up(2, 10), "dist_logits": made_up(2, 10)}
+    loss = lambda taps: model.losses(None, Aux((), (), None, None, taps), labels)
+    found = loss(taps)
+    others = {"label_tokens", "label_logits"}
+    changed = loss({k: np.stack([v[0], made_up(*v[1].shape)]) if k in others else v for k, v in taps.items()})
+    for name, value in found.items():
+        np.testing.assert_allclose(value, changed[name], rtol=1e-6, err_msg=name)
+
+
+def test_mixing_happens_to_the_tokens_in_training_alone():
+    model, images = lvvit(mix_token=True, depth=1), made_up(4, 16, 16, 1)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    step = jax.jit(lambda key: model.apply(variables, images, train=True, return_aux=True, rngs={"dropout": key}))
+    sizes = set()
+    for seed in range(6):
+        _, aux = step(jax.random.key(seed))
+        sizes.add(int(aux.taps["pasted"].sum()))
+    assert len(sizes) > 2
+    embedded = lambda train: model.apply(
+        variables, images, train, method=lambda m, x, t: m._patches(x, t), rngs={"dropout": jax.random.key(1)}
+    )
+    (mixed, taps), (plain, none) = embedded(True), embedded(False)
+    np.testing.assert_array_equal(mixed, boxes.paste(plain, taps["pasted"]))
+    assert none == {}
+
+
+# Who labels ------------------------------------------------------------------------------------------------------
+
+
+def config_of(student, labeller=None, method=""):
+    config = default_config()
+    config.model.name, config.model.options = "lvvit", {**TINY, **student}
+    config.method.name = method
+    config.method.options = {"locations": (1, 2)} if method else {}
+    if labeller is not None:
+        config.labeller.update(labeller)
+    config.data.update(name="digits", batch_size=16)
+    config.eval.batch_size = 120
+    config.cache_dir = CACHE
+    return config
+
+
+def test_labels_of_every_patch():
+    """The aux head of an LV-ViT; of a ViT that pools patches, its head, whose mean over the patches are its logits."""
+    images = made_up(2, 16, 16, 1)
+    pooled = {k: v for k, v in TINY.items() if k != "p_emb"} | {"class_token": False, "global_pool": "avg"}
+    for name, options in (("lvvit", TINY), ("vit", {**pooled, "fc_norm": False})):
+        model = slim.create_model(name, **options)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        logits, tokens = jax.jit(lambda v, m=model: m.apply(v, images, method="label_tokens"))(variables)
+        assert tokens.shape == (2, 16, 10)
+        np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, images), atol=1e-5)
+        if name == "vit":
+            np.testing.assert_allclose(tokens.mean(1), logits, atol=1e-5)
+
+
+def test_labels_of_another_grid_and_of_other_normalisation():
+    seen = []
+
+    def function(images):
+        seen.append(images)
+        return jnp.zeros((2, 10)), jnp.broadcast_to(jnp.arange(2.0).reshape(1, 2, 1, 1), (2, 2, 2, 10))
+
+    labels = Labeller(function, True, (4, 4), gain=(2.0,), shift=(1.0,))({}, jnp.ones((2, 16, 16, 1)))
+    np.testing.assert_allclose(seen[0], 3.0)
+    assert labels["label_tokens"].shape == (2, 16, 10)
+    np.testing.assert_allclose(labels["label_tokens"][0, ::4, 0], [0, 0.25, 0.75, 1])  # rows, between two of two
+    assert "label_tokens" not in Labeller(function, False, (4, 4))({}, jnp.ones((2, 16, 16, 1)))
+
+
+def test_a_named_labeller_gets_its_own_normalisation():
+    config = default_config()
+    config.model.name = "deit_tiny_distilled_patch16_224"
+    config.labeller.name = "vit_tiny_patch16_224"
+    model = build.build_model(config, slimmed=False)
+    found = build_labeller(config, model, build.build_preprocess(config))
+    pixels = np.array([0.2, 0.5, 0.9])
+    student = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(student * found.gain + found.shift, (pixels - 0.5) / 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("student", "labeller", "method", "words"),
+    [
+        ({}, {"name": "vit"}, "", "has no use for labels"),
+        ({"distilled": True}, {"name": "vitt"}, "", "unknown model 'vitt'"),
+        ({"distilled": True}, {"name": "vit", "options": {"num_classes": 5}}, "", "num_classes=5, but the student has"),
+        ({"token_labelling": True}, {"name": "levit"}, "", "cannot label single patches"),
+        ({"token_labelling": True}, None, "sit", "merges patches"),
+        ({"mix_token": True}, None, "dynamicvit", "sees the images unmixed"),
+        ({"mix_token": 1}, None, "", "mix_token=1 must be True or False"),
+    ],
+)
+def test_what_does_not_fit_is_refused(student, labeller, method, words):
+    config = config_of(student, labeller, method)
+    if labeller is not None and labeller["name"] == "levit":
+        config.labeller.options = {"embed_dim": (16,), "depth": (1,), "num_heads": (1,), "key_dim": 8}
+    elif labeller is not None:
+        config.labeller.options.update({"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1})
+    with pytest.raises(slim.SlimError, match=words):
+        model = build.build_model(config, slimmed=bool(method))
+        build_labeller(config, model, build.build_preprocess(config))
+
+
+# Training --------------------------------------------------------------------------------------------------------
+
+
+def test_the_aux_head_learns_by_token_labelling_alone():
+    for student, learns in (({}, False), ({"token_labelling": True}, True)):
+        config = config_of(student)
+        for name, trainable in (("all", "all"), ("backbone", "backbone"), ("named", ("aux_head/.*", "head/.*"))):
+            add_stage(config, name, slimmed=False, trainable=trainable, steps=1)
+        paths = {}
+        for name in config.schedule:
+            stage = build.build_stage(config, name, 3)
+            paths[name] = set(optim.flat(jax.eval_shape(lambda stage=stage: stage.state(*stage.fresh())).params))
+        assert ("aux_head/kernel" in paths["all"]) == learns and paths["all"] == paths["backbone"]
+        assert paths["named"] == {"aux_head/kernel", "aux_head/bias", "head/kernel", "head/bias"}
+        assert "head/kernel" in paths["all"] and "blocks_0/attn/qkv/kernel" in paths["all"]
+
+
+def test_training_a_teacher_then_sit_with_a_second_teacher(tmp_path):
+    """LV-ViT by token labelling, then SiT on its distillation token from that teacher and a labeller with weights."""
+    options = dict(img_size=16, patch_size=4, in_chans=1, embed_dim=16, depth=1, num_heads=1, num_classes=10)
+    network = slim.create_model("vit", **options)
+    variables = jax.jit(network.init)(jax.random.key(5), jnp.zeros((1, 16, 16, 1)))
+    bias = jnp.zeros(10).at[3].set(100.0)  # a labeller of one opinion, which the distillation head must take over
+    variables["params"]["head"]["bias"] = bias
+    slim.save(network, variables, tmp_path / "labeller.safetensors")
+    labeller = {"name": "vit", "options": {k: options[k] for k in ("patch_size", "embed_dim", "depth", "num_heads")}}
+    config = config_of({"distilled": True}, labeller | {"path": str(tmp_path / "labeller.safetensors")}, "sit")
+    rate = {"backbone": 3e-3}
+    teach = {"token_labelling": True, "mix_token": True}
+    add_stage(config, "dense", slimmed=False, steps=6, lr=rate, model_options=teach)
+    add_stage(config, "sit", steps=8, lr=rate, loss_weights={"hard_distillation": 2.0})
+    config.report.enabled, config.log.every_steps, config.log.tensorboard = False, 1, False
+    result = training.run(training.validate(config), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    dense = [r for r in rows if r["kind"] == "train" and r["stage"] == "dense"]
+    sit = [r for r in rows if r["kind"] == "train" and r["stage"] == "sit"]
+    assert {"loss_classification", "loss_token_labels", "loss_hard_distillation"} <= set(dense[0])
+    parts = {"classification": 1.0, "token_distillation": 2.0, "distillation": 2.0, "hard_distillation": 2.0}
+    total = sum(weight * sit[0][f"loss_{name}"] for name, weight in parts.items())
+    assert sit[0]["loss"] == pytest.approx(total, rel=1e-4)
+    assert sit[-1]["loss_hard_distillation"] < 0.8 * dense[0]["loss_hard_distillation"]
+    before, after = (result.variables[s]["params"]["aux_head"]["kernel"] for s in ("dense", "sit"))
+    np.testing.assert_array_equal(before, after)
+    fresh = build.init_variables(build.build_model(config, slimmed=False), config.seed)
+    assert np.abs(before - fresh["params"]["aux_head"]["kernel"]).max() > 1e-4
+
+
+def test_a_function_labels_too(tmp_path):
+    config = config_of({"distilled": True})
+    add_stage(config, "dense", slimmed=False, steps=2)
+    config.report.enabled, config.log.tensorboard = False, False
+    weights = jnp.asarray(made_up(256, 10))  # any network that JAX can trace
+    training.run(training.validate(config), tmp_path / "run", labeller=lambda x: x.reshape(len(x), -1) @ weights)
+    assert "loss_hard_distillation" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    config.labeller.name = "vit"
+    with pytest.raises(slim.SlimError, match="one can label"):
+        build.build_stage(config, "dense", 3, labeller=lambda x: x)
+
+
+def test_a_labeller_without_weights_is_refused(tmp_path):
+    config = config_of({"distilled": True}, {"name": "vit", "options": {"patch_size": 4, "depth": 1}})
+    add_stage(config, "dense", slimmed=False, steps=1)
+    config.report.enabled = False
+    with pytest.raises(slim.SlimError, match="config.labeller.path is empty"):
+        training.run(training.validate(config), tmp_path / "run")
+
+
+def test_a_named_model_with_a_method_has_a_dense_form():
+    """What a config starts from and learns from: `sit_s` without its method is `lvvit_s`."""
+    config = recipes.tiny(config_of({}, method="sit"))
+    config.model.name = "sit_s"
+    config.model.options.update({"p_emb": "none", "in_chans": 3})
+    add_stage(config, "sit", steps=1)
+    dense, teacher = build.build_model(config, slimmed=False), build.build_stage(config, "sit", 3).teacher
+    plain = slim.create_model("lvvit_s", **config.model.options.to_dict())
+    assert dense == teacher == plain and dense.slim.method == "dense"
+    assert build.build_model(config).slim.method == "sit"
+    whole = slim.create_model("sit_s", slim.Slimming())
+    assert whole == slim.create_model("lvvit_s")
