@@ -55,6 +55,9 @@ class Slimming(nn.Module, kw_only=True):
     #: On top of that, a factor for the parameters whose whole path ("slim/rtsm_2/norm1/scale") an expression matches.
     parameter_rates: ClassVar[Mapping[str, float]] = {}
 
+    #: Expressions over whole parameter paths of what inference never reads, such as "slim/rtsm_2/norm1/scale".
+    training_only: ClassVar[tuple[str, ...]] = ()
+
     geometry: Geometry | None = None
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slimvit_jax.analysis import timing
+from slimvit_jax.convert import rules
 from slimvit_jax.errors import SlimError
 
 Variables = Any
@@ -260,11 +261,15 @@ def measure_speed(
     return {name: Speed(size, timed.wall) for name, timed in timings.items()}
 
 
-def count_parameters(model: Any) -> int:
-    """Numbers in the parameters of a model, training-only ones included; nothing is allocated."""
-    images = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+def count_parameters(model: Any, training: bool = False) -> int:
+    """Numbers in the parameters that inference reads; nothing is allocated.
+
+    Args:
+      model: from create_model.
+      training: those that only training reads instead (`Backbone.training_only`).
+    """
+    every = [leaf for leaf in rules.expected(model).values() if leaf.path[0] == rules.PARAMS]
+    return sum(math.prod(leaf.shape) for leaf in every if rules.is_training_only(model, leaf.path) == training)
 
 
 def probabilities(logits: Any) -> np.ndarray:

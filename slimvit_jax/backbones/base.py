@@ -120,6 +120,11 @@ class Backbone(nn.Module, kw_only=True):
         """Expressions over whole parameter paths: what learns only where a stage's config names it itself."""
         return ()
 
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """Expressions over whole parameter paths of what only training reads."""
+        return self.slim.training_only
+
     # Official weights ------------------------------------------------------------------------------------------------
 
     def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ class EvoLevitLosses(Slimming, kw_only=True):
     keep_all_is_dense = False
     runs_on_pyramids = True
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "class_token": 1.0}
+    training_only = (r"head_cls(_dist)?/.*",)
 
     def losses(
         self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None

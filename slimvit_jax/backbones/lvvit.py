@@ -27,18 +27,18 @@ class LVViT(VisionTransformer, kw_only=True):
 
     What differs from `VisionTransformer`, whose other options hold here too: the patches come from 3x3 convolutions
     with batch norms (`p_emb`), both branches of every layer are divided by `skip_lam`, layer norms have eps 1e-5,
-    queries, keys and values no bias, and `aux_head` classifies every patch. Checkpoints keep that head; it learns by
-    `token_labelling` only, and inference does not use it. (TokenLabeling's own release adds half of its maximum over
-    the patches to the logits; SiT's, whose layout this is, does not.)
+    queries, keys and values no bias, and `aux_head` classifies every patch. Checkpoints keep that head, and the papers
+    count it; it learns by `token_labelling` only, and classifying does not use it. (TokenLabeling's own release adds
+    half of its maximum over the patches to the logits; SiT's, whose layout this is, does not.)
 
-    Token labelling (eq. 5 of the paper; tlt/ of zihangJiang/TokenLabeling):
+    Token labelling (Jiang et al. 2021; tlt/ of zihangJiang/TokenLabeling):
 
         loss = CE(class head, label) + 0.5 * mean over the patches of CE(aux head, the patch's own label)
 
     A patch's label is what a labeller says of it (`aux.taps["label_tokens"]`, (B, N, C) logits); without one it is its
     image's label. With `mix_token` a rectangle of patches comes from another image of the batch: it brings its patches'
     labels along, and the class head's label is both images' in proportion. Methods that drop patches label those held
-    at the end. Deviations: the release stores the labeller's five best classes per patch beforehand and crops that map
+    at the end. Deviations: the release stores the best classes of every patch beforehand and crops that map
     with the image, ours labels the image it is given; its script weighs the second term by 1, the paper by 0.5.
 
     A distilled model (`distilled`; in the release conv_distillation) has dist_token, dist_pos_embed and head_dist.

@@ -36,12 +36,13 @@ def run(args: argparse.Namespace) -> int:
     import jax
     import jax.numpy as jnp
 
-    from slimvit_jax import create_model, flops
+    from slimvit_jax import Slimming, create_model, flops
     from slimvit_jax.analysis.evaluate import measure_speed
 
     options = common.method_options(args)
     method = options.pop("method", "life_regression")
-    models = {"dense": create_model(args.model, **{k: v for k, v in options.items() if k not in _of_method(method)})}
+    own = {key: value for key, value in options.items() if key not in _of_method(method)}
+    models = {"dense": create_model(args.model, Slimming(), **own)}
     for rate in common.rate_list(args.keep_rates) if "keep_rate" in _of_method(method) else (None,):
         extra = {} if rate is None else {"keep_rate": rate}
         models[f"{method} {rate:g}" if rate else method] = create_model(args.model, method=method, **options, **extra)

@@ -134,7 +134,7 @@ class Target:
         """The variables; a SlimError if the file is missing, damaged or of another model."""
         from slimvit_jax.convert.io import load
 
-        return load(self.model, self.weights, init_missing=self.init_missing, ignore=self.ignore)
+        return load(self.model, self.weights, init_missing=self.init_missing, ignore=self.ignore, inference=True)
 
 
 def open_target(args: argparse.Namespace) -> Target:

@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    table = common.table("model", "input", "parameters", "multiply-adds", "mean", "std", "crop", "resize")
+    columns = ("input", "parameters", "training only", "multiply-adds", "mean", "std", "crop", "resize")
+    table = common.table("model", *columns)
     for row in rows:
         table.add_row(
             row["model"],
             "x".join(map(str, row["input_size"])),
             f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['training_parameters'] / 1e6:.2f} M" if row["training_parameters"] else "",
             f"{row['flops'] / 1e9:.2f} G",
             " ".join(f"{v:.3f}" for v in row["mean"]),
             " ".join(f"{v:.3f}" for v in row["std"]),
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
             row["interpolation"],
         )
     common.show(table)
-    print("parameters include those that only training uses")
+    print("training only: further parameters that inference never reads (SiT's recovery modules, Evo-ViT's class head)")
     families = [name for name in list_models() if name not in NAMED]
     print(f"families for any size: {', '.join(families)}\nmethods: {', '.join(list_methods())}")
     return 0
@@ -76,6 +78,7 @@ def _facts(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "method": model.slim.method,
         "input_size": list(model.img_size),
         "parameters": count_parameters(model),
+        "training_parameters": count_parameters(model, training=True),
         "flops": flops(model).total,
         "token_counts": list(model.slim.plan.token_counts),
         "mean": list(preprocess.mean),

@@ -43,6 +43,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--resample-pos-embed", action="store_true", help="resample a position embedding of another (square) grid"
     )
+    parser.add_argument(
+        "--inference", action="store_true", help="leave out what only training reads (SiT's recovery, auxiliary heads)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     parser.set_defaults(run=main)
     return parser
@@ -78,8 +81,9 @@ def main(args: argparse.Namespace) -> int:
         init_missing=args.init_missing,
         ignore=args.ignore,
         resample_pos_embed=args.resample_pos_embed,
+        inference=args.inference,
     )
-    save(model, variables, target)
+    save(model, variables, target, inference=args.inference)
     import jax
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))

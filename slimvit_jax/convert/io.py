@@ -38,11 +38,12 @@ def load(model: Any, path: str | os.PathLike[str], **options: Any) -> dict[str, 
         raise SlimError(f"{path}: {error}") from None
 
 
-def save(model: Any, variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def save(model: Any, variables: Mapping[str, Any], path: str | os.PathLike[str], *, inference: bool = False) -> None:
     """Writes variables under timm's names, the kind chosen by suffix as in `load`; no suffix or .orbax: a directory.
 
     The file or directory appears complete or not at all, and replaces one of that name. In a run of several processes
-    one of them calls this, with a file: Orbax would wait for the others.
+    one of them calls this, with a file: Orbax would wait for the others. `inference` leaves out what only training
+    reads; such a file is loaded with the same option.
 
     Raises:
       SlimError: a suffix we do not write, a directory in a run of several processes, or variables that are not those of
@@ -54,7 +55,10 @@ def save(model: Any, variables: Mapping[str, Any], path: str | os.PathLike[str])
         raise SlimError(f"{path}: a run of several processes cannot write an Orbax directory here; use .safetensors")
     if (path.suffix in DIRECTORY) != path.is_dir() and path.exists():
         raise SlimError(f"{path}: exists and is {'a directory' if path.is_dir() else 'a file'}; choose another name")
-    state = to_torch(model, variables)
+    state = to_torch(model, variables, inference=inference)
+    if inference:
+        flat = rules.flatten(variables)
+        variables = rules.unflatten({p: leaf for p, leaf in flat.items() if not rules.is_training_only(model, p)})
     try:
         write(path, state, variables)
     except OSError as error:

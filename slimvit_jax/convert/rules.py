@@ -118,12 +118,23 @@ def _expected(model: Any) -> dict[str, Leaf]:
 _cached = functools.lru_cache(maxsize=64)(_expected)
 
 
-def expected(model: Any) -> dict[str, Leaf]:
-    """State-dict name -> Leaf of everything the model owns, by tracing its init: no arrays are computed."""
+def expected(model: Any, inference: bool = False) -> dict[str, Leaf]:
+    """State-dict name -> Leaf of everything the model owns, by tracing its init: no arrays are computed.
+
+    With `inference` without what only training reads (`Backbone.training_only`).
+    """
     try:
-        return _cached(model)
+        everything = _cached(model)
     except TypeError:  # a model with an unhashable field
-        return _expected(model)
+        everything = _expected(model)
+    if not inference:
+        return everything
+    return {name: leaf for name, leaf in everything.items() if not is_training_only(model, leaf.path)}
+
+
+def is_training_only(model: Any, path: tuple[str, ...]) -> bool:
+    """Whether inference never reads the variable at `path` (collection first)."""
+    return any(re.fullmatch(pattern, "/".join(path[1:])) for pattern in model.training_only)
 
 
 def counters(named: Mapping[str, Leaf]) -> list[str]:

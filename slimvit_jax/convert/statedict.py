@@ -24,6 +24,7 @@ def from_torch(
     init_missing: str | Iterable[str] = (),
     ignore: str | Iterable[str] = (),
     resample_pos_embed: bool | tuple[int, int] = False,
+    inference: bool = False,
     rng: jax.Array | None = None,
 ) -> dict[str, Any]:
     """A torch state dict as variables for `model.apply`.
@@ -37,6 +38,8 @@ def from_torch(
       ignore: name prefixes; what the model has no place for under them is left out.
       resample_pos_embed: True resamples a position embedding of another grid, taken to be square, to the model's; a
         pair (rows, columns) says which grid it comes from.
+      inference: leave out what only training reads (SiT's recovery modules, auxiliary heads), which then need not be
+        there; the variables serve inference alone.
       rng: random key of what `init_missing` makes; key 0 if None.
 
     Returns:
@@ -50,16 +53,17 @@ def from_torch(
         raise SlimError(f"a state dict is a mapping of names to arrays, not {type(state_dict).__name__}")
     if hasattr(model, "from_official"):
         state_dict = model.from_official(state_dict)
-    want = rules.expected(model)
+    everything, want = rules.expected(model), rules.expected(model, inference)
     fresh_prefixes, ignored_prefixes = _prefixes(init_missing), _prefixes(ignore)
     for prefix in fresh_prefixes:
-        if not any(_under(name, (prefix,)) for name in want):
-            raise unknown("prefix in init_missing", prefix, {name.split(".")[0] for name in want})
+        if not any(_under(name, (prefix,)) for name in everything):
+            raise unknown("prefix in init_missing", prefix, {name.split(".")[0] for name in everything})
 
     for name, value in state_dict.items():
         if not hasattr(value, "shape") or not hasattr(value, "dtype"):
             raise SlimError(f"state dict: {name} is a {type(value).__name__}, not an array")
-    counters = set(rules.counters(want))
+    unread = everything.keys() - want.keys()
+    counters = set(rules.counters(everything))
     given = {name: value for name, value in state_dict.items() if name not in counters}
     problems: list[str] = []
     if resample_pos_embed is not False and "pos_embed" in given and "pos_embed" in want:
@@ -81,7 +85,7 @@ def from_torch(
             misfits.append(name)
         else:
             missing.append(name)
-    unexpected = [name for name in given if name not in want and not _under(name, ignored_prefixes)]
+    unexpected = [n for n in given if n not in want and n not in unread and not _under(n, ignored_prefixes)]
     if problems or missing or misfits or unexpected:
         raise SlimError(_report(want, given, problems, missing, misfits, unexpected))
 
@@ -93,16 +97,18 @@ def from_torch(
     return rules.unflatten({leaf.path: flat[leaf.path] for leaf in want.values()})
 
 
-def to_torch(model: Any, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(model: Any, variables: Mapping[str, Any], *, inference: bool = False) -> dict[str, np.ndarray]:
     """The exact inverse of `from_torch`: every variable under its state-dict name, in torch's layout, its own dtype.
 
     Batch normalisation's counter num_batches_tracked, which torch expects and nothing here uses, is an int64 0.
+    `inference` leaves out what only training reads.
 
     Raises:
       SlimError: the variables are not those of `model`; names and shapes as in `from_torch`.
     """
-    want = rules.expected(model)
-    have = rules.leaves(variables)
+    want = rules.expected(model, inference)
+    unread = rules.expected(model).keys() - want.keys()
+    have = {name: leaf for name, leaf in rules.leaves(variables).items() if name not in unread}
     missing = [name for name in want if name not in have]
     misfits = [name for name in want if name in have and have[name].shape != want[name].shape]
     unexpected = [name for name in have if name not in want]

@@ -61,6 +61,7 @@ class Evo(Slimming, kw_only=True):
     keep_all_is_dense = False  # the head pools the patches
     pools_patches = True
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "class_token": 1.0}
+    training_only = (r"slim/(norm|head)_cls/.*",)
 
     keep_rate: float | tuple[float, ...] = 0.5
     locations: tuple[int, ...] = (5, 9)

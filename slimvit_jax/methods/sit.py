@@ -132,6 +132,7 @@ class SiT(Slimming, kw_only=True):
         "distillation": 2.0,
     }
     parameter_rates: ClassVar[Mapping[str, float]] = {r"slim/rtsm_\d+/.*": 5.0}
+    training_only = (r"slim/rtsm_\d+/.*",)
 
     keep_rate: float | tuple[float, ...] = 0.5
     locations: tuple[int, ...] = (4, 7, 10)

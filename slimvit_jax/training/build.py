@@ -122,7 +122,9 @@ def start_variables(config: Any, model: Any) -> Any:
         return init_variables(model, config.seed)
     options = config.init.options.to_dict()
     if not config.init.fresh_method:
-        return load(model, config.init.path, **options)
+        loaded = load(model, config.init.path, **options)
+        # with `inference` among the options they lack what only training reads
+        return adopt(loaded, init_variables(model, config.seed)) if options.get("inference") else loaded
     dense = build_model(config, slimmed=False)
     return adopt(load(dense, config.init.path, **options), init_variables(model, config.seed))
 
