@@ -31,13 +31,8 @@ def test_shipped_config_starts_shrunk(name):
     for index, name_of_stage in enumerate(config.schedule):
         stage = build.build_stage(config, name_of_stage, 3)
         batch = next(build.train_data(config, stage.config, index, source))
-        assert stage.steps == 2 and batch["image"].shape == (16, 16, 16, stage.model.in_chans)
-
-        def start(stage=stage):
-            teacher = build.init_variables(stage.teacher, 0) if stage.teacher else None
-            return stage.state(build.init_variables(stage.model, 0), teacher)
-
-        state = jax.eval_shape(start)
+        assert stage.steps == 2 and batch["image"].shape == (16, *stage.model.img_size, stage.model.in_chans)
+        state = jax.eval_shape(lambda stage=stage: stage.state(*stage.fresh()))
         after, metrics = jax.eval_shape(stage.step_function(), state, batch)
         assert jax.tree.structure(after) == jax.tree.structure(state) and metrics.shape[0] >= 5
 

@@ -187,9 +187,7 @@ class EvoLeViT(LeViT, kw_only=True):
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         plan = self.slim.plan
         flat: list[Layer] = [layer for stage in self.stages for layer in stage]
-        layers = tuple(
-            layer.flops(1 + a, 1 + m) for layer, a, m in zip(flat, plan.attention, plan.mlp, strict=True)
-        )
+        layers = tuple(layer.flops(1 + a, 1 + m) for layer, a, m in zip(flat, plan.attention, plan.mlp, strict=True))
         heads = self.embed_dim[-1] * self.num_classes * (2 if self.distilled else 1)
         return stem_flops(stem_layers("4c", self.embed_dim[0]), self.img_size, self.in_chans), layers, heads
 

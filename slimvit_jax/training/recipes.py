@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slimvit_jax.methods import METHODS
+from slimvit_jax.models import NAMED
 from slimvit_jax.training.config import add_stage, default_config
 
 
@@ -73,27 +74,100 @@ def deit_augmentation(config: Any) -> None:
     config.mixup.update(mixup=0.8, cutmix=1.0)
 
 
-def on_fashion_mnist(method: str, options: Mapping[str, Any], *, from_scratch: bool = False, **stage: Any) -> Any:
+def _from_release(name: str, model: str, batch_size: int) -> Any:
+    config = default_config()
+    config.name, config.model.name, config.method.name = f"imagenet_{name}", model, ""
+    config.model.options.dtype = "bfloat16"
+    config.data.update(name="imagenet2012", eval_split="validation", batch_size=batch_size, num_workers=8)
+    deit_augmentation(config)
+    config.augment.color_jitter = 0.4
+    config.eval.batch_size = 256
+    config.checkpoint.every_steps = 1000
+    config.log.every_steps = 50
+    return config
+
+
+def sit_on_imagenet(name: str, model: str, drop_path_rate: float = 0.1) -> Any:
+    """SiT on LV-ViT as Sense-X/SiT trains it (main.py, exp/*/train.sh).
+
+    Feature recalibration distillation from the dense LV-ViT it starts from, whose weights in SiT's layout `init.path`
+    must name; 8 x 128 images, AdamW, cosine from 2e-4 per 512 images to 1e-5 in 125 epochs, five times that for the
+    recovery modules, repeated augmentation. (There they end at 1e-5 too, and 10 epochs at 1e-5 follow.)
+    """
+    config = _from_release(name, model, 1024)
+    config.method.name = "sit"
+    config.model.options.drop_path_rate = drop_path_rate
+    config.data.repeats = 3
+    rate = {"lr": {"backbone": 4e-4}, "final_lr": 0.025}
+    add_stage(config, "finetune", epochs=125.0, weight_decay=0.05, label_smoothing=0.1, **rate)
+    return config
+
+
+def lvvit_on_imagenet(name: str, model: str, drop_path_rate: float = 0.1) -> Any:
+    """LV-ViT by token labelling and MixToken as zihangJiang/TokenLabeling trains it.
+
+    1024 images, AdamW, 1.6e-3 to 1e-5 in 300 epochs, an average of the weights, no mixup. Patches get their images'
+    labels; `config.labeller` names a model that labels each by itself, as the release's NFNet-F6 does.
+    """
+    config = _from_release(name, model, 1024)
+    config.model.options.drop_path_rate = drop_path_rate
+    config.mixup.update(mixup=0.0, cutmix=0.0)
+    rate = {"lr": {"backbone": 1.6e-3}, "final_lr": 0.00625, "warmup_epochs": 5.0}
+    labels = {"model_options": {"token_labelling": True, "mix_token": True}, "label_smoothing": 0.1}
+    add_stage(config, "scratch", slimmed=False, epochs=300.0, weight_decay=0.05, ema=0.99992, **rate, **labels)
+    return config
+
+
+def levit_on_imagenet(name: str, model: str, epochs: float) -> Any:
+    """LeViT and Evo-LeViT from scratch with a labeller for their distillation heads (main_levit.py of Evo-ViT).
+
+    8 x 256 images, AdamW, 5e-4 per 512 images, weight decay 0.025, an average of the weights, DeiT's augmentation three
+    times per image. The releases distil from RegNetY-16GF, which is not in this library; the labeller here is DeiT-B,
+    and `training.run(..., labeller=)` takes any other network. They clip gradients unit by unit (AGC, 0.01); here their
+    norm is clipped.
+    """
+    config = _from_release(name, model, 2048)
+    config.data.repeats = 3
+    config.labeller.update(name="deit_base_patch16_224", path="hf-hub:timm/deit_base_patch16_224.fb_in1k")
+    rate = {"lr": {"backbone": 2e-3}, "final_lr": 0.005, "warmup_epochs": 5.0}
+    rest = {"weight_decay": 0.025, "label_smoothing": 0.1, "ema": 0.99996, "clip_norm": 1.0}
+    halves = {"loss_weights": {"classification": 0.5, "hard_distillation": 0.5}}
+    add_stage(config, "scratch", slimmed=False, epochs=epochs, **rate, **rest, **halves)
+    return config
+
+
+def on_fashion_mnist(
+    method: str,
+    options: Mapping[str, Any],
+    *,
+    model: str = "vit",
+    backbone: Mapping[str, Any] | None = None,
+    from_scratch: bool = False,
+    **stage: Any,
+) -> Any:
     """A method on Fashion-MNIST at 49 tokens, minutes on two cores: a dense model first, then the method from it.
 
     Args:
-      method: its name.
+      method: its name; "" for a dense model, or one that has its method built in, from scratch.
       options: its options.
+      model: a family.
+      backbone: options of the family, on top of 10 classes and one channel; None for a ViT of 12 layers.
       from_scratch: train with the method from the first step on instead.
-      **stage: fields of the method's stage that differ: 2 epochs at 3e-4 after a dense model, 10 at 1e-3 from scratch.
+      **stage: fields of the last stage that differ: 2 epochs at 3e-4 after a dense model, 10 at 1e-3 from scratch.
     """
     config = default_config()
-    config.name = f"fashion_{method}"
-    config.model.options = dict(
-        img_size=28, patch_size=4, in_chans=1, embed_dim=96, depth=12, num_heads=3, num_classes=10
-    )
+    config.name = f"fashion_{method or model}"
+    vit = dict(img_size=28, patch_size=4, embed_dim=96, depth=12, num_heads=3)
+    config.model.name = model
+    config.model.options = {"in_chans": 1, "num_classes": 10, **(vit if backbone is None else backbone)}
     config.method.name = method
     config.method.options = dict(options)
     config.data.update(name="fashion_mnist", batch_size=128)
     config.augment.update(kind="shift", shift=0.1, hflip=0.5)
     common = {"warmup_epochs": 0.5, "clip_norm": 1.0}
-    if from_scratch:
-        add_stage(config, "scratch", **(common | {"epochs": 10.0, "lr": {"backbone": 1e-3}} | stage))
+    if from_scratch or not method:
+        fields = {"epochs": 10.0, "lr": {"backbone": 1e-3}, "slimmed": bool(method)}
+        add_stage(config, "scratch", **(common | fields | stage))
     else:
         add_stage(config, "dense", slimmed=False, epochs=10.0, lr={"backbone": 1e-3}, **common)
         add_stage(config, "finetune", **(common | {"epochs": 2.0, "lr": {"backbone": 3e-4}} | stage))
@@ -123,18 +197,27 @@ def study_on_fashion_mnist(**model_options: Any) -> Any:
     return config
 
 
+#: Of a 28x28 image enlarged to 112x112 the convolutional stems of stride 16 leave 7x7 tokens.
+FASHION_LVVIT = dict(img_size=112, embed_dim=96, depth=12, num_heads=3)
+FASHION_LEVIT = dict(img_size=112, embed_dim=(64, 96, 128), depth=(2, 3, 3), num_heads=(2, 3, 4), key_dim=16)
+
+
 def tiny(config: Any, steps: int = 2) -> Any:
     """A copy that runs in seconds on the embedded digits: 3 layers, 16 tokens, `steps` steps a stage.
 
-    Everything else (method, augmentation, stages, optimiser) stays what the config says.
+    Everything else (method, augmentation, stages, optimiser) stays what the config says. A labeller becomes a tiny ViT
+    without weights: the steps can be traced, but not run.
     """
     config = copy.deepcopy(config)
-    options = config.model.options.to_dict()
-    options |= {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 10}
+    options = _tiny_model(config.model.name, config.model.options.to_dict())
     config.model.options = options
+    if config.labeller.name:
+        labeller = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1}
+        config.labeller.update(name="vit", options=labeller, path="", load={})
     method = config.method.options.to_dict()
     method.pop("budgets", None)
     fields = {field.name for field in dataclasses.fields(METHODS[config.method.name])} if config.method.name else set()
+    method.pop("stage_blocks", None)
     if "locations" in fields:  # some methods need a layer before their first location
         method["locations"] = (1, 2) if "locations" in method else (2, 3)
     if "r" in method:
@@ -150,3 +233,18 @@ def tiny(config: Any, steps: int = 2) -> Any:
     for name in config.schedule:
         config.stages[name].steps = steps
     return config
+
+
+def _tiny_model(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    family = NAMED[name].family if name in NAMED else name
+    if "levit" in family:  # 4x4 tokens, then 2x2; the first layers of an Evo-LeViT are dense
+        depth = (2, 2) if family == "evo_levit" else (1, 1)
+        small = {"img_size": 64, "embed_dim": (16, 24), "depth": depth, "num_heads": (2, 3), "key_dim": 8}
+        of_every_layer = ("prune_ratio", "attn_ratio", "mlp_ratio")
+        options = {key: value for key, value in options.items() if key not in of_every_layer}
+    else:
+        small = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+        if family == "lvvit" and options.get("p_emb") != "none":
+            small |= {"img_size": 64, "patch_size": 16}
+        options.pop("stage_blocks", None)
+    return options | small | {"num_classes": 10}

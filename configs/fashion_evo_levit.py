@@ -1,0 +1,7 @@
+"""Evo-LeViT on Fashion-MNIST from 7x7 tokens on: minutes on two cores."""
+
+from slimvit_jax.training.recipes import FASHION_LEVIT, on_fashion_mnist
+
+
+def get_config():
+    return on_fashion_mnist("", {}, model="evo_levit", backbone=FASHION_LEVIT)
