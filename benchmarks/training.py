@@ -5,12 +5,12 @@
 
 Three numbers for each model:
 
-* outside: the share of a step's time that is not the compiled step. The training loop as it is (its own data, prefetch,
-  metrics, log lines, TensorBoard) takes turns with the compiled step alone on a batch that lies on the device; the share
-  is 1 - alone / loop, from medians.
+* outside: the share of a step's time that is not the compiled step. The training loop as it is (its own data,
+  prefetch, metrics, log lines, TensorBoard) takes turns with the compiled step alone on a batch that lies on the
+  device; the share is 1 - alone / loop, from medians.
 * start: seconds from starting the process to the end of the first step, of a run that is new and has no compiled
-  programs, and of the same command after a SIGKILL; how much of it compiling took, or reading compiled programs from the
-  cache; and how many programs were compiled.
+  programs, and of the same command after a SIGKILL; how much of it compiling took, or reading compiled programs from
+  the cache; and how many programs were compiled.
 * checkpoint: what one checkpoint adds to the time of the steps around it, in steps: segments of the loop with one save
   take turns with segments without.
 """
@@ -29,6 +29,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from slimvit_jax.huge_pages import restart_with_huge_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -307,4 +309,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as train.py does: the step alone and the loop run as they do there
     sys.exit(main())

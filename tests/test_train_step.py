@@ -161,7 +161,7 @@ def test_mixup_and_smoothing_run(config):
 
 MANY = """
 import json, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 import numpy as np
@@ -169,6 +169,7 @@ from train_tools import tiny_config
 from test_train_step import batch_of
 from slimvit_jax.training import build, devices
 from slimvit_jax.training.optim import flat
+from benchmarks.memory import state_need
 
 config = tiny_config()
 mesh = devices.make_mesh({fsdp})
@@ -182,6 +183,8 @@ compiled = jitted.lower(jax.device_put(state, shardings), batch).compile()
 state = jax.device_put(state, shardings)
 for _ in range(3):
     state, metrics = compiled(state, batch)
+held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+need = state_need(stage, {devices}, {fsdp}, smallest=256)
 split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
 text = compiled.as_text()
 lines = [line.strip() for line in text.splitlines()]
@@ -192,7 +195,7 @@ collectives = {{
 print(json.dumps({{
     "metrics": np.asarray(metrics).tolist(),
     "head": np.asarray(flat(state.params)["head/kernel"]).ravel().tolist(),
-    "split": split, "collectives": collectives,
+    "split": split, "collectives": collectives, "held": held, "computed": need.parameters + need.moments,
 }}))
 """
 
@@ -201,7 +204,7 @@ print(json.dumps({{
 def test_eight_devices_equal_one(fsdp):
     outcomes = []
     for count, shards in ((1, 1), (8, fsdp)):
-        script = MANY.format(tests=str(ROOT / "tests"), devices=count, fsdp=shards)
+        script = MANY.format(root=str(ROOT), devices=count, fsdp=shards)
         done = subprocess.run(
             [sys.executable, "-c", script],
             capture_output=True,
@@ -216,12 +219,13 @@ def test_eight_devices_equal_one(fsdp):
     np.testing.assert_allclose(one["metrics"], many["metrics"], rtol=1e-4)
     np.testing.assert_allclose(one["head"], many["head"], atol=2e-5)
     assert not any(one["collectives"].values())
+    assert one["held"] == one["computed"] and many["held"] == many["computed"]  # what docs/scaling.md says
     if fsdp == 1:
         assert many["split"] == 0
         assert many["collectives"] == {**one["collectives"], "all-reduce": many["collectives"]["all-reduce"]}
         assert many["collectives"]["all-reduce"] == 1, many["collectives"]
     else:
-        assert many["split"] > 10
+        assert many["split"] > 10 and many["held"] < one["held"] / 2
 
 
 def test_batches_that_do_not_divide():
