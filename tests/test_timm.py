@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from timm_reference import logits, reference, timm, torch
+from timm_reference import calibrated, logits, reference, timm, torch
 
 import slimvit_jax as slim
 from slimvit_jax.convert import from_torch, resample_pos_embed, rules
@@ -59,6 +59,14 @@ def test_named_model_computes_what_timm_computes(name):
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_full_depth(name):
     assert_same_logits(reference(name), slim.create_model(name))
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "levit_256"])
+def test_levit_at_full_size(name):
+    """Whole, at 224 pixels."""
+    model = slim.create_model(name)
+    theirs = calibrated(reference(name), images_for(model, batch=4))
+    assert_same_logits(theirs, model)
 
 
 OPTIONS = {

@@ -42,20 +42,33 @@ def randomised(model, seed=0):
     for name, value in model.state_dict().items():
         shape, normal = tuple(value.shape), rng.standard_normal(tuple(value.shape))
         leaf, parent = name.split(".")[-1], name.split(".")[-2] if "." in name else ""
-        if len(shape) in (2, 4):
+        if leaf == "num_batches_tracked":
+            continue
+        if leaf == "running_var":
+            array = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) in (2, 4):
             array = normal * 1.4 / np.sqrt(np.prod(shape[1:]))
-        elif leaf == "gamma" or (leaf == "weight" and "norm" in parent):
+        elif leaf == "gamma" or (leaf == "weight" and ("norm" in parent or parent == "bn")):
             array = 1 + 0.1 * normal
         else:
             array = 0.3 * normal  # biases, tokens, position embeddings
         state[name] = torch.tensor(array, dtype=torch.float32)
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # but for counters, which stay
     return model.eval()
 
 
 def reference(name, seed=0, **options):
     """A timm model with random weights."""
     return randomised(timm.create_model(name, **options), seed)
+
+
+def calibrated(model, images):
+    """Running statistics of these (B, H, W, C) images: without them a residual stream that nothing norms explodes."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    logits(model.train(), images)
+    return model.eval()
 
 
 def logits(model, images):
