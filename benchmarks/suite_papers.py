@@ -86,8 +86,13 @@ def row_group(rows: list[PaperRow], batch: int, dtype: str, timm: bool) -> Group
         {name: {"rows": which} for name, which in labels.items()},
     )
     named = next((row.model for row in rows if NAMED[row.model].hub), "") if timm else ""
-    facts = {"model": rows[0].model, "batch": batch, "dtype": dtype}
-    return Group("throughput", f"{rows[0].model} {dtype} {batch}", facts, entries, named)
+    facts = {"model": backbone(rows), "batch": batch, "dtype": dtype}
+    return Group("throughput", f"{backbone(rows)} {dtype} {batch}", facts, entries, named)
+
+
+def backbone(rows: list[PaperRow]) -> str:
+    """The name of the dense model of an architecture."""
+    return next((row.model for row in rows if row.method is None), rows[0].model)
 
 
 def growth_groups(batch: int, dtype: str) -> list[Group]:
@@ -164,10 +169,10 @@ def plan(args: Any, backend: str) -> list[Planned]:
         target = heavy if slim.flops(rows[0].build_dense()).total >= HEAVY else light
         for batch in args.batch_sizes or ([128] if gpu else [16]):
             make = functools.partial(row_group, rows, batch, dtype, args.timm)
-            target.append((f"{rows[0].model} {dtype} {batch}", make))
+            target.append((f"{backbone(rows)} {dtype} {batch}", make))
         if gpu and not args.batch_sizes:
             make = lambda rows=rows, dtype=dtype: row_group(rows, fastest_batch(rows, dtype), dtype, args.timm)
-            target.append((f"{rows[0].model} {dtype} fastest batch", make))
+            target.append((f"{backbone(rows)} {dtype} fastest batch", make))
     for dtype in args.dtypes:
         make = functools.partial(training_group, "deit_small_patch16_224", 128 if gpu else 8, dtype)
         between.append((f"training {dtype}", make))

@@ -20,6 +20,7 @@ from slimvit_jax.slimming import Slimming
 
 #: SiT's and LV-ViT's FLOPs: our count, which has no norms, activations and biases, lies up to so much below theirs.
 SIT_TOLERANCE = 0.015
+ROUNDING = 0.05 + 1e-9  # G: half a unit of the last digit of all printed FLOPs
 
 _TRAINING = ("norm_cls", "head_cls")  # Evo-ViT's second head
 _HALTING = (
@@ -81,8 +82,7 @@ class PaperRow:
     @property
     def tolerance(self) -> float:
         """What a count may differ from the printed FLOPs, in G: its rounding, or 1.5 % for SiT and LV-ViT."""
-        rounding = 0.05 + 1e-9
-        return max(rounding, SIT_TOLERANCE * self.figures["flops"]) if "params_m" in self.figures else rounding
+        return max(ROUNDING, SIT_TOLERANCE * self.figures["flops"]) if "params_m" in self.figures else ROUNDING
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Parts of docs/results.md; benchmarks/report.py puts them together."""
