@@ -5,6 +5,7 @@
     python benchmarks/throughput.py --methods all --models deit_tiny_patch16_224 --keep-rates 0.7,0.5
     python benchmarks/throughput.py --models deit_small_patch16_224,deit_base_patch16_224 --dtypes bfloat16 \\
         --batch-sizes 256,1024 --timm --compile --peak-tflops 989     on a GPU
+    python benchmarks/throughput.py --models levit_256 --methods= --against evo_levit_256 --fused --timm
     python benchmarks/throughput.py --suite=papers --timm --rounds 5  every row of the papers' tables, training, growth
 
 Whatever is compared takes turns, round after round: ours in one process, timm in a worker process. The figures to read
@@ -46,6 +47,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtypes", type=listed(str), default=["float32"], metavar="NAME,...", help="float32, bfloat16")
     add("--rounds", type=int, default=9, metavar="N", help="samples of each")
     add("--min-seconds", type=float, default=0.2, metavar="S", help="least length of a sample")
+    add("--against", type=listed(str), default=[], metavar="NAME,...", help="further models beside each of --models")
+    add("--fused", action="store_true", help="also the dense model with its batch norms folded away (LeViT, LV-ViT)")
     add("--timm", action="store_true", help="also timm's dense model, eager")
     add("--compile", action="store_true", help="with --timm: also under torch.compile")
     add("--timm-device", default="", metavar="NAME", help="torch device; default: cuda where JAX has a GPU, else cpu")
@@ -72,6 +75,14 @@ def candidates(args: argparse.Namespace, name: str, dtype: str, notes: list[str]
     found: dict[str, tuple[Any, str, Any]] = {
         "dense": (slim.create_model(name, slim.Slimming(), dtype=dtype), "dense", None)
     }
+    if args.fused:
+        dense = found["dense"][0]
+        if not hasattr(dense, "fused"):
+            raise slim.SlimError(f"--fused: {name} has no batch norm to fold")
+        found["dense, fused"] = (dense.clone(fused=True), "dense", None)
+    for other in args.against:
+        model = slim.create_model(other, dtype=dtype)
+        found[other] = (model, model.slim.method, None)
     methods = slim.list_methods() if args.methods == ["all"] else args.methods
     for method in methods:
         cls = slim.methods.METHODS.get(method)
