@@ -52,7 +52,8 @@ def start_processes(dist: Any) -> None:
 def _several_processes() -> bool:
     counts = [os.environ.get(name, "1") for name in _LAUNCHERS]
     several = any(count.isdigit() and int(count) > 1 for count in counts)
-    return several or "JAX_COORDINATOR_ADDRESS" in os.environ or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    pod = any("," in os.environ.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    return several or pod or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
 def start_devices(mesh: Any, cache_dir: str) -> None:

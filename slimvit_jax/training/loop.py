@@ -43,14 +43,18 @@ class NotFinite(SlimError):
 
 
 class Interrupt:
-    """Notes SIGTERM and SIGINT while it is entered; a second one acts at once."""
+    """Notes SIGTERM and SIGINT while it is entered; a second one acts at once.
+
+    With several processes both are left alone: one that stopped by itself would leave the others waiting. JAX passes a
+    SIGTERM that any of them gets on to all and names a step to stop at, see `Checkpoints.reached_preemption`.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread, as in a notebook's worker
