@@ -4,4 +4,4 @@ from slimvit_jax.training.recipes import FASHION_LEVIT, on_fashion_mnist
 
 
 def get_config():
-    return on_fashion_mnist("", {}, model="evo_levit", backbone=FASHION_LEVIT)
+    return on_fashion_mnist("", {}, model="evo_levit", backbone=FASHION_LEVIT, lr={"backbone": 3e-3})

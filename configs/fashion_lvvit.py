@@ -5,4 +5,4 @@ from slimvit_jax.training.recipes import FASHION_LVVIT, on_fashion_mnist
 
 def get_config():
     labels = {"token_labelling": True, "mix_token": True}
-    return on_fashion_mnist("", {}, model="lvvit", backbone=FASHION_LVVIT, model_options=labels)
+    return on_fashion_mnist("", {}, model="lvvit", backbone=FASHION_LVVIT, epochs=6.0, model_options=labels)

@@ -288,6 +288,14 @@ def test_a_labeller_without_weights_is_refused(tmp_path):
         training.run(training.validate(config), tmp_path / "run")
 
 
+def test_a_teacher_without_weights_is_refused(tmp_path):
+    config = config_of({}, method="sit")
+    add_stage(config, "sit", steps=1)
+    config.report.enabled = False
+    with pytest.raises(slim.SlimError, match="a teacher that has no weights; set config.init.path"):
+        training.run(training.validate(config), tmp_path / "run")
+
+
 def test_a_named_model_with_a_method_has_a_dense_form():
     """What a config starts from and learns from: `sit_s` without its method is `lvvit_s`."""
     config = recipes.tiny(config_of({}, method="sit"))

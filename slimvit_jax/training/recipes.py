@@ -198,7 +198,7 @@ def study_on_fashion_mnist(**model_options: Any) -> Any:
 
 
 #: Of a 28x28 image enlarged to 112x112 the convolutional stems of stride 16 leave 7x7 tokens.
-FASHION_LVVIT = dict(img_size=112, embed_dim=96, depth=12, num_heads=3)
+FASHION_LVVIT = dict(img_size=112, embed_dim=96, depth=8, num_heads=3)
 FASHION_LEVIT = dict(img_size=112, embed_dim=(64, 96, 128), depth=(2, 3, 3), num_heads=(2, 3, 4), key_dim=16)
 
 
