@@ -13,7 +13,7 @@ from slimvit_jax import losses, training
 from slimvit_jax.ops import boxes
 from slimvit_jax.tokens import Aux
 from slimvit_jax.training import build, optim, recipes
-from slimvit_jax.training.config import add_stage, default_config
+from slimvit_jax.training.config import add_stage, default_config, override
 from slimvit_jax.training.labeller import Labeller, build_labeller
 
 RNG = np.random.default_rng(0)
@@ -291,6 +291,27 @@ def test_a_labeller_without_weights_is_refused(tmp_path):
     config.report.enabled = False
     with pytest.raises(slim.SlimError, match="config.labeller.path is empty"):
         training.run(training.validate(config), tmp_path / "run")
+
+
+def test_a_distilled_student_of_a_plain_teacher(tmp_path):
+    """The start that docs/methods.md describes: weights without a distillation token, for a student that has one."""
+    plain = lvvit(token_labelling=False)
+    variables = jax.jit(plain.init)(jax.random.key(7), jnp.zeros((1, 16, 16, 1)))
+    slim.save(plain, variables, tmp_path / "plain.safetensors")
+    config = config_of({"distilled": True}, method="sit")
+    for field, text in (
+        ("teacher.options.distilled", "False"),
+        ("init.options.init_missing", "('dist_token', 'dist_pos_embed', 'head_dist')"),
+        ("init.path", str(tmp_path / "plain.safetensors")),
+    ):
+        override(config, field, text)
+    add_stage(config, "sit", steps=1)
+    stage = build.build_stage(training.validate(config), "sit", 3)
+    assert not stage.teacher.distilled and stage.model.distilled
+    teacher, student = build.start_variables(config, stage.teacher), build.start_variables(config, stage.model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, teacher, variables))
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables["params"]["head"], student["params"]["head"]))
+    assert "dist_token" in student["params"] and "rtsm_1" in student["params"]["slim"]
 
 
 def test_a_teacher_without_weights_is_refused(tmp_path):
