@@ -133,8 +133,8 @@ def lives_section(found: Study, folder: Path, picture: Picture) -> list[str]:
     if not drawn:
         return [f"Not drawn: the study has not saved `{lives.WEIGHTS}` yet."]
     about = (
-        "The first image of each class of the evaluation split: lives clamped to the layers they are used in, and what "
-        "is kept after each drop (kept light, dropped dark)."
+        "The first images of the evaluation split, one of each class: their lives, clamped to the layers they are used "
+        "in, and what is kept after each drop (kept light, dropped dark). Above each: its class → the predicted one."
     )
     curve = "Weight of a patch by layer in training, the step that inference takes, and the mean over real patches."
     return [picture("Lives", drawn["lives"], about), picture("Weights by layer", drawn["weights"], curve)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import pytest
 
 import slimvit_jax as slim
-from slimvit_jax.analysis.paper_rows import SIT_TOLERANCE, count, inference_parameters, paper_rows, paper_speedup
+from slimvit_jax.analysis.evaluate import count_parameters
+from slimvit_jax.analysis.paper_rows import SIT_TOLERANCE, count, paper_rows, paper_speedup
 from slimvit_jax.analysis.report_text import paper_tables
 
 ROWS = {f"{row.table}: {row.label}": row for row in paper_rows()}
@@ -64,10 +65,10 @@ def test_parameters_round_to_the_printed_figure(name):
 
 def test_parameters_are_those_of_inference():
     """DeiT-S as its paper has it; Evo-ViT's second head and SiT's recovery modules serve training alone."""
-    dense = inference_parameters(slim.create_model("deit_small_patch16_224"))
+    dense = count_parameters(slim.create_model("deit_small_patch16_224"))
     assert dense == 22_050_664
-    assert inference_parameters(slim.create_model("deit_small_patch16_224", "evo")) == dense
-    life = inference_parameters(slim.create_model("deit_small_patch16_224", "life_regression"))
+    assert count_parameters(slim.create_model("deit_small_patch16_224", "evo")) == dense
+    life = count_parameters(slim.create_model("deit_small_patch16_224", "life_regression"))
     assert life == dense + 384**2 + 2 * 384
 
 

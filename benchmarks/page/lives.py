@@ -13,11 +13,12 @@ from slimvit_jax import create_model, load
 from slimvit_jax.analysis.evaluate import Inference
 from slimvit_jax.analysis.pictures import picture_lives, picture_weights
 from slimvit_jax.training import build
-from slimvit_jax.training.config import from_dict
+from slimvit_jax.training.config import default_config
 
 WEIGHTS = "life.safetensors"
 RATE = 0.7  # the study keeps the weights of the cell trained at it, seed 0
 IMAGES = 6
+GROUPS = ("data", "model", "preprocess")  # of the config
 PATCHES_FROM = 300  # images whose lives the curve of mean weights is drawn from
 
 
@@ -31,6 +32,14 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(group, {})
         inner[last] = value
     return result
+
+
+def data_config(flat: Mapping[str, Any]) -> Any:
+    """The study's config as far as images and backbone go; flattening left out empty groups, which are defaults."""
+    config = default_config()
+    for group, values in nested({k: v for k, v in flat.items() if k.split(".")[0] in GROUPS}).items():
+        config[group].update(values)
+    return config
 
 
 def samples(source: Any, count: int) -> list[Any]:
@@ -54,7 +63,7 @@ def draw(study: Study, folder: Path, stem: str) -> dict[str, Path]:
     weights = study.path / WEIGHTS
     if not weights.exists():
         return {}
-    config = from_dict(nested(study.facts["config"]))
+    config = data_config(study.facts["config"])
     source, prepare = build.build_source(config, config.data.eval_split), build.build_preprocess(config)
     trained = next((r for r in study.of("main") if (r["method"], r["train_rate"]) == ("life_regression", RATE)), None)
     if trained is None:

@@ -7,14 +7,13 @@ cannot follow from them, why. Life regression's rows are counted as the paper co
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from slimvit_jax.analysis.evaluate import count_parameters
 from slimvit_jax.analysis.flops import flops
 from slimvit_jax.analysis.report_text import paper_tables
 from slimvit_jax.build import create_model
-from slimvit_jax.convert import rules
 from slimvit_jax.plan import shrinking_counts
 from slimvit_jax.slimming import Slimming
 
@@ -22,7 +21,6 @@ from slimvit_jax.slimming import Slimming
 SIT_TOLERANCE = 0.015
 ROUNDING = 0.05 + 1e-9  # G: half a unit of the last digit of all printed FLOPs
 
-_TRAINING = ("norm_cls", "head_cls")  # Evo-ViT's second head
 _HALTING = (
     "a mean over images: each image halts its own tokens, no static plan has this cost. Ours runs static budgets"
     " chosen near the printed figure, so their agreement shows nothing"
@@ -104,16 +102,6 @@ class Count:
     agrees: bool
 
 
-def inference_parameters(model: Any) -> int:
-    """Parameters of inference: without recovery modules, auxiliary class heads and batch norm's running statistics."""
-    named = rules.expected(model).values()
-    return sum(math.prod(leaf.shape) for leaf in named if not _only_training(leaf.path))
-
-
-def _only_training(path: tuple[str, ...]) -> bool:
-    return path[0] == "batch_stats" or any(part.startswith("rtsm_") or part in _TRAINING for part in path)
-
-
 def count(row: PaperRow) -> Count:
     """Counts a row; nothing is computed."""
     model = row.build()
@@ -123,7 +111,7 @@ def count(row: PaperRow) -> Count:
         flops=ours,
         as_paper=as_paper,
         dense=flops(row.build_dense()).total / 1e9,
-        parameters=inference_parameters(model) / 1e6,
+        parameters=count_parameters(model) / 1e6,
         agrees=abs(as_paper - row.figures["flops"]) <= row.tolerance,
     )
 
