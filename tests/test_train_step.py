@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from train_tools import ROOT, tiny_config
 
+import slimvit_jax as slim
+from slimvit_jax.errors import SlimError
 from slimvit_jax.training import build, devices, optim
 from slimvit_jax.training.optim import flat
 
@@ -90,7 +92,7 @@ def test_learning_rates_decay_and_layers(config):
     stage.lr.method = 1e-2
     stage.lr.backbone = 1e-3
     params = build.init_variables(build.build_model(config), 0)["params"]
-    factors = flat(optim.multipliers(params, stage, 3, 1.0))
+    factors = flat(optim.multipliers(params, stage, optim.layer_names(params), 1.0))
     assert factors["blocks_2/attn/qkv/kernel"] == 0.5 and factors["blocks_0/attn/qkv/kernel"] == 0.125
     assert factors["patch_embed/proj/kernel"] == 0.0625 and factors["norm/scale"] == 1.0
     assert factors["head/kernel"] == 3.0 and factors["slim/life_predictor/weight"] == 10.0
@@ -99,6 +101,32 @@ def test_learning_rates_decay_and_layers(config):
         path for path, leaf in flat(params).items() if path.endswith(("kernel", "life_predictor/weight"))
     }
     assert not decays["pos_embed"] and not decays["cls_token"]
+
+
+def test_layer_decay_of_a_model_of_stages():
+    """LeViT: the stem, stage 0 with two blocks, then stage 1: first what subsamples, then its block; then the heads."""
+    sizes = dict(img_size=64, embed_dim=(16, 24), num_heads=(2, 2), depth=(2, 1), key_dim=(8, 8), num_classes=10)
+    model = slim.create_model("levit", **sizes)
+    params = jax.eval_shape(lambda: build.init_variables(model, 0))["params"]
+    layers = optim.layer_names(params)
+    assert layers == ("stages_0/blocks_0", "stages_0/blocks_1", "stages_1/downsample", "stages_1/blocks_0")
+    assert len(layers) == model.geometry.depth
+    stage = tiny_config().stages.dense
+    stage.update(layer_decay=0.5)
+    factors = flat(optim.multipliers(params, stage, layers, 1.0))
+    of = lambda start: {factor for path, factor in factors.items() if path.startswith(start)}
+    assert of("head") == {1.0} and of("stages_1/blocks_0") == {0.5} and of("stages_1/downsample") == {0.25}
+    assert of("stages_0/blocks_1") == {0.125} and of("stages_0/blocks_0") == {0.0625} and of("stem") == {0.03125}
+
+
+def test_blocks_are_ordered_by_number():
+    many = {f"blocks_{number}": {"norm": {"scale": 0}} for number in (10, 9, 0, 11)}
+    assert optim.layer_names(many) == ("blocks_0", "blocks_9", "blocks_10", "blocks_11")
+
+
+def test_unknown_part_to_train(config):
+    with pytest.raises(SlimError, match="unknown value of trainable 'heads'; choices: all, backbone, method"):
+        optim.select({"head": {"bias": 0}}, "heads")
 
 
 def test_schedule_warms_up_and_ends():

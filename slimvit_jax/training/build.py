@@ -217,8 +217,8 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, 
         ema=stage.ema,
         update_statistics=any(not optim.is_method(path) for path in optim.flat(learning)),
     )
-    slim, depth = model.slim, model.geometry.depth
-    optimizer = optim.make_optimizer(learning, stage, rate, depth, slim.learning_rate_scale, slim.parameter_rates)
+    slim, layers = model.slim, optim.layer_names(shapes["params"])
+    optimizer = optim.make_optimizer(learning, stage, rate, layers, slim.learning_rate_scale, slim.parameter_rates)
     teacher = build_teacher(config) if slim.needs_teacher else None
     if teacher is not None:
         slim.check_teacher(teacher.geometry)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 from flax import traverse_util
 
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.training.checks import TRAINABLE
 
 Params = Mapping[str, Any]
 Schedule = Callable[[Any], Any]
@@ -42,10 +43,12 @@ def select(params: Params, trainable: str | Iterable[str]) -> tuple[dict[str, An
       (learning, frozen), two trees without common leaves.
 
     Raises:
-      SlimError: for an expression that matches nothing, or where nothing would learn.
+      SlimError: for another word, an expression that matches nothing, or where nothing would learn.
     """
     leaves = flat(params)
     if isinstance(trainable, str):
+        if trainable not in TRAINABLE:
+            raise unknown("value of trainable", trainable, TRAINABLE)
         rule = {"all": lambda p: True, "method": is_method, "backbone": lambda p: not is_method(p)}[trainable]
         chosen = {path for path in leaves if rule(path)}
     else:
@@ -87,11 +90,12 @@ def schedule(stage: Any, steps: int, steps_per_epoch: int) -> Schedule:
 
 
 def multipliers(
-    params: Params, stage: Any, depth: int, method_scale: float, rates: Mapping[str, float] | None = None
+    params: Params, stage: Any, layers: Sequence[str], method_scale: float, rates: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Per parameter, its learning rate relative to the schedule: part, expression and layer taken together.
 
-    Of the expressions the first that matches counts: the config's, then those of the method (`rates`).
+    Of the expressions the first that matches counts: the config's, then those of the method (`rates`). `layers` are
+    those of the whole model (`layer_names`), also where only some of them learn.
     """
     peak = stage.lr.backbone or 1.0
     method = stage.lr.method / peak if stage.lr.method else method_scale
@@ -101,7 +105,7 @@ def multipliers(
         if is_method(path):
             value = method
         else:
-            value = backbone * stage.layer_decay ** (depth + 1 - layer_of(path, depth))
+            value = backbone * stage.layer_decay ** (len(layers) + 1 - layer_of(path, layers))
         for pattern, scale in (*stage.lr_scale, *(rates or {}).items()):
             if re.fullmatch(pattern, path):
                 return value * scale
@@ -114,13 +118,24 @@ def multipliers(
     return nested({path: factor(path) for path in paths})
 
 
-def layer_of(path: str, depth: int) -> int:
-    """0 for embeddings, i + 1 for block i, depth + 1 for what comes after."""
-    block = re.match(r"blocks_(\d+)/", path)
-    if block:
-        return int(block.group(1)) + 1
-    embeds = path.startswith(("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre"))
-    return 0 if embeds else depth + 1
+#: A layer in a parameter's path: a block, of a stage where there are stages (LeViT), or what subsamples before one.
+_LAYER = re.compile(r"(?:stages_(\d+)/)?(?:blocks_(\d+)|downsample)(?=/)")
+_EMBEDDINGS = ("patch_embed", "stem/", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
+
+
+def layer_names(params: Params) -> tuple[str, ...]:
+    """A model's layers as they run: "blocks_0", ... or "stages_0/blocks_0", ..., "stages_1/downsample", ..."""
+    found = {match.group(): match for match in map(_LAYER.match, flat(params)) if match}
+    place = lambda name: tuple(-1 if number is None else int(number) for number in found[name].groups())
+    return tuple(sorted(found, key=place))  # without a number: the layer that subsamples, in front of the blocks
+
+
+def layer_of(path: str, layers: Sequence[str]) -> int:
+    """0 for embeddings, i + 1 for layers[i], len(layers) + 1 for what comes after."""
+    match = _LAYER.match(path)
+    if match:
+        return layers.index(match.group()) + 1
+    return 0 if path.startswith(_EMBEDDINGS) else len(layers) + 1
 
 
 def decay_mask(params: Params, no_decay: Iterable[str]) -> dict[str, Any]:
@@ -134,7 +149,7 @@ def make_optimizer(
     params: Params,
     stage: Any,
     rate: Schedule,
-    depth: int,
+    layers: Sequence[str],
     method_scale: float = 1.0,
     rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
@@ -144,11 +159,11 @@ def make_optimizer(
       params: the learning parameters (arrays or shapes).
       stage: the stage's config.
       rate: of `schedule`.
-      depth: layers of the backbone, for `layer_decay`.
+      layers: of the whole model, for `layer_decay` (`layer_names`).
       method_scale: the method's own learning rate factor, where the config gives none.
       rates: the method's factors by regular expression of the parameter path (`Slimming.parameter_rates`).
     """
-    factors = multipliers(params, stage, depth, method_scale, rates)
+    factors = multipliers(params, stage, layers, method_scale, rates)
     scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
     parts = [optax.clip_by_global_norm(stage.clip_norm)] if stage.clip_norm else []
     parts.append(optax.scale_by_adam(stage.b1, stage.b2, stage.eps))
