@@ -1,6 +1,6 @@
 """Trains by a config, stage after stage, and writes the report.
 
-    python train.py --config=configs/digits.py --workdir=runs/digits [--config.any.field=value ...]
+    python train.py --config=configs/digits.py --workdir=runs/digits [--config.any.field=value ...] [--profile]
 
 The same command goes on where it stopped. Exit status: 0 done; 1 stopped by a loss that is not finite or a full disk; 2
 bad input; 143 stopped by SIGTERM (130 by Ctrl-C), everything saved.
@@ -21,9 +21,19 @@ from slimvit_jax.huge_pages import restart_with_huge_pages
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser("train.py", allow_abbrev=False, epilog="--config.FIELD=VALUE sets a config field")
-    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="a Python file with get_config(), or the NAME of configs/NAME.py",
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; made if missing")
+    parser.add_argument(
+        "--profile", nargs="?", const="5", metavar="STEPS", help="trace so many steps of each stage (5)"
+    )
     known, rest = parser.parse_known_args(arguments)
+    if known.profile is not None:
+        rest.append(f"--config.profile.steps={known.profile}")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
     from slimvit_jax import training

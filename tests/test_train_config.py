@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from pathlib import Path
 
 import jax
 import pytest
 from train_tools import ROOT, run_train, tiny_config, write_config
 
 from slimvit_jax import training
+from slimvit_jax.__main__ import main
 from slimvit_jax.errors import SlimError
-from slimvit_jax.training import build, recipes
+from slimvit_jax.training import build, loading, recipes, workdir
 from slimvit_jax.training import config as configs
 
 SHIPPED = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
@@ -72,7 +74,7 @@ def test_shipped_config_runs_shrunk(name, tmp_path):
 def test_wrong_override_is_one_line(field, text, words):
     config = tiny_config()
     with pytest.raises(SlimError) as caught:
-        configs.override(config, field, text)
+        loading.override(config, field, text)
         training.validate(config)
     message = str(caught.value)
     assert "\n" not in message
@@ -95,7 +97,7 @@ def test_overrides_take_the_type_of_the_field():
         "(0.5,)",
     ]
     for field, text in training.parse_overrides(pairs):
-        configs.override(config, field, text)
+        loading.override(config, field, text)
     training.validate(config)
     assert (config.seed, config.name, config.log.tensorboard, config.schedule) == (7, "3", True, ("dense",))
     assert config.stages.dense.lr.backbone == 1.0 and config.method.options.temperature == 2.0
@@ -124,7 +126,7 @@ def test_what_does_not_fit_is_said_before_training(change, words, tmp_path):
     config = tiny_config()
     with pytest.raises(SlimError) as caught:
         for field, text in change.items():
-            configs.override(config, field, text)
+            loading.override(config, field, text)
         training.run(config, tmp_path)
     message = str(caught.value)
     assert "\n" not in message
@@ -164,6 +166,44 @@ def test_config_survives_its_workdir():
     again = configs.from_dict(json.loads(json.dumps(config.to_dict())))
     assert configs.flatten(again) == configs.flatten(config)
     assert configs.differences(configs.flatten(again), configs.flatten(config)) == []
+
+
+def test_a_workdir_older_than_a_field():
+    """Fields that are newer than a saved config get their defaults, in the config and in its stages."""
+    config = shipped("digits")
+    plain = json.loads(json.dumps(config.to_dict()))
+    del plain["mixup"], plain["data"]["repeats"], plain["stages"]["dense"]["accumulate"]
+    again = configs.from_dict(plain)
+    assert configs.flatten(again) == configs.flatten(config)
+    plain["data"]["color"] = "red"
+    with pytest.raises(SlimError, match="unknown field of config.data 'color'; .*choices: .*batch_size"):
+        configs.from_dict(plain)
+
+
+def test_a_run_goes_on_in_a_workdir_older_than_a_field(tmp_path):
+    workdir.Workdir(tmp_path, tiny_config()).close()
+    plain = json.loads((tmp_path / "config.json").read_text())
+    del plain["stages"]["dense"]["b2"]
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    workdir.Workdir(tmp_path, tiny_config()).close()
+    plain["stages"]["dense"]["b1"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(SlimError, match=r"another config: stages.dense.b1: 0.5 -> 0.9$"):
+        workdir.Workdir(tmp_path, tiny_config())
+
+
+def test_config_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # found beside the package too
+    assert main(["config", "fashion_mnist_49", "data.batch_size=32"]) == 0
+    said = capsys.readouterr().out
+    assert "data.batch_size=32\n" in said and "stages.predictor.trainable='method'\n" in said
+    assert main(["config", "fashion_mnist_94"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown config 'fashion_mnist_94'; did you mean 'fashion_mnist_49'? choices: " in said and "digits" in said
+    assert said.count("\n") == 1
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text("from slimvit_jax.training import default_config as get_config\n")
+    assert loading.find_config("mine") == Path("configs/mine.py")
 
 
 def test_nothing_in_the_package_imports_configs():

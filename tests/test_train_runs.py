@@ -62,6 +62,9 @@ def test_a_run_leaves_what_it_says(straight):
     keys = {"stage", "stage_step", "epoch", "loss", "loss_classification", "accuracy", "grad_norm", "lr"}
     assert keys | {"images_per_second", "data_wait", "time"} <= train[0].keys()
     assert len(lines(path, "eval")) == 3 and lines(path, "eval")[0]["examples"] == 360
+    for name in ("compiled", "memory"):
+        assert [e["stage"] for e in lines(path, "event") if e["name"] == name] == ["dense", "predictor", "backbone"]
+    assert all(e["process_peak_mib"] > 0 for e in lines(path, "event") if e["name"] == "memory")
     again = training.load_run(path)
     for stage, variables in straight.variables.items():
         assert same(variables["params"], again.variables[stage]["params"])
@@ -126,6 +129,23 @@ def test_no_compilation_after_the_first_step(tmp_path):
         loop.StageProgress.update = update
         jax.monitoring.clear_event_listeners()
     assert len(marks) > 6 and marks[0] == marks[-1]
+
+
+def test_a_second_run_compiles_nothing_and_is_traced(tmp_path):
+    """With the cache of the first, which is on by default. `--profile` writes a trace of the steps asked for."""
+    config = write_config(tmp_path, steps=3)
+    more = ["--config.schedule=dense", f"--config.cache_dir={tmp_path / 'cache'}"]
+    log = {"JAX_LOG_COMPILES": "1"}
+    first = run_train(config, tmp_path / "first", *more, env=log)
+    second = run_train(config, tmp_path / "second", *more, "--profile=2", "--config.profile.start=1", env=log)
+    assert first.returncode == second.returncode == 0, second.stderr
+    compiled, hit = "Finished XLA compilation", "Persistent compilation cache hit"
+    assert first.stderr.count(compiled) > 5 and first.stderr.count(hit) < first.stderr.count(compiled)
+    assert second.stderr.count(compiled) == second.stderr.count(hit) > 5
+    assert [e["from_cache"] for e in lines(tmp_path / "second", "event") if e["name"] == "compiled"] == [True]
+    assert not (tmp_path / "first" / "profile").exists()
+    (trace,) = (tmp_path / "second" / "profile" / "dense").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
 
 
 def test_another_config_is_refused(straight):

@@ -1,4 +1,4 @@
-"""`python -m slimvit_jax config configs/NAME.py`: every field of a configuration, as training would see it."""
+"""`python -m slimvit_jax config NAME`: every field of a configuration, as training would see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="print the complete configuration of a configs/NAME.py",
         description="Checks a configuration and prints every field as --config.FIELD=VALUE would set it.",
     )
-    parser.add_argument("file", metavar="FILE", help="a Python file with get_config()")
+    parser.add_argument("file", metavar="NAME", help="of configs/NAME.py, or a Python file with get_config()")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="changes, such as data.batch_size=32")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.set_defaults(run=run)
@@ -23,7 +23,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the fields."""
-    from slimvit_jax.training.config import flatten, load_config, parse_overrides
+    from slimvit_jax.training.config import flatten
+    from slimvit_jax.training.loading import load_config, parse_overrides
 
     overrides = parse_overrides([f"--config.{item}" for item in args.overrides])
     config = load_config(args.file, overrides)

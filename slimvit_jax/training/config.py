@@ -7,11 +7,7 @@ open_source, which check them. Everything else is checked here against the defau
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import traceback
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -113,7 +109,10 @@ def default_config() -> ConfigDict:
             # fsdp: devices that share one copy of the arrays of at least `smallest` elements; cpu_devices: virtual,
             # 0: as the environment says
             "mesh": {"fsdp": 1, "smallest": 16384, "cpu_devices": 0},
-            "profile": {"steps": 0, "start": 10},  # a trace of this many steps, from this step of each stage on
+            "profile": {
+                "steps": 0,
+                "start": 10,
+            },  # a trace of so many steps of each stage, after so many in this process
             "cache_dir": "~/.cache/slimvit_jax/xla",  # compiled programs; "": none
             "dist": {"mode": "auto", "coordinator": "", "num_processes": 0, "process_id": -1},
         }
@@ -134,122 +133,33 @@ def add_stage(config: ConfigDict, name: str, **fields: Any) -> ConfigDict:
     return stage
 
 
-def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
-    """Runs `get_config()` of a Python file, applies (dotted field, text) overrides and validates.
-
-    Raises:
-      SlimError: no such file, a file that fails, an unknown field, a wrong type or value.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        raise SlimError(f"no config file {str(path)!r}; in {str(path.parent)!r}: {', '.join(near) or 'none'}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
-    except SlimError:
-        raise
-    except Exception as error:
-        line = next(
-            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
-        )
-        where = f"{path}, line {getattr(error, 'lineno', None) or line}"
-        raise SlimError(
-            f"{where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
-    if not isinstance(config, ConfigDict):
-        raise SlimError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    for field, text in overrides:
-        override(config, field, text)
-    return validate(config)
-
-
-def parse_overrides(arguments: Iterable[str]) -> list[tuple[str, str]]:
-    """["--config.a.b=1", "--config.c", "2"] to [("a.b", "1"), ("c", "2")]; anything else is a SlimError."""
-    pairs: list[tuple[str, str]] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--config."):
-            raise SlimError(
-                f"unknown argument {argument!r}; choices: --config=FILE, --workdir=DIR, --config.FIELD=VALUE"
-            )
-        field, equals, text = argument[len("--config.") :].partition("=")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise SlimError(f"{argument} needs a value: {argument}=VALUE")
-            text = rest.pop(0)
-        pairs.append((field, text))
-    return pairs
-
-
-def override(config: ConfigDict, field: str, text: str) -> None:
-    """Sets one dotted field from its text. A string field takes the text as it is, others a Python literal."""
-    *parents, last = field.split(".")
-    holder: Any = config
-    reference = _reference(config)
-    path = ""
-    for part in parents:
-        if not isinstance(holder, ConfigDict) or part not in holder:
-            raise _unknown_field(f"{path}{part}", reference if not path else _at(reference, path[:-1]))
-        holder, path = holder[part], f"{path}{part}."
-    free = _is_free(path[:-1])
-    if not isinstance(holder, ConfigDict) or (last not in holder and not free):
-        raise _unknown_field(field, _at(reference, path[:-1]))
-    if isinstance(holder.get(last), ConfigDict):
-        raise SlimError(f"config field {field!r} is a group; set one of its fields: {', '.join(holder[last].keys())}")
-    default = None if free else _at(reference, field)
-    with holder.ignore_type():
-        holder[last] = _literal(field, text, default)
-
-
-def _literal(field: str, text: str, default: Any) -> Any:
-    if isinstance(default, bool) and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, str) and not isinstance(value, (str, tuple, list)):
-        return text
-    if isinstance(default, tuple) and not isinstance(value, (tuple, list)):
-        value = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
 def validate(config: ConfigDict) -> ConfigDict:
     """Checks names, types and values; returns a config with integers made floats where floats are due.
 
     Raises:
       SlimError: naming the first wrong field, its value and the choices.
     """
-    _check_group(config, _reference(config), "")
+    _check_group(config, reference(config), "")
     checks.check_values(config)
     return config
 
 
-def _reference(config: ConfigDict) -> dict[str, Any]:
-    reference = default_config().to_dict()
+def reference(config: ConfigDict) -> dict[str, Any]:
+    """Every field that a config with these stages can have, with its default."""
+    defaults = default_config().to_dict()
     stages = config.get("stages")
     names = list(stages.keys()) if isinstance(stages, ConfigDict) else []
-    reference["stages"] = {name: stage_defaults().to_dict() for name in names}
-    return reference
+    defaults["stages"] = {name: stage_defaults().to_dict() for name in names}
+    return defaults
 
 
-def _at(reference: dict[str, Any], path: str) -> Any:
-    for part in path.split(".") if path else ():
-        reference = reference[part]
-    return reference
-
-
-def _is_free(path: str) -> bool:
+def is_free(path: str) -> bool:
+    """Whether the group of this name takes any keys."""
     return path in FREE or (path.startswith("stages.") and path.rsplit(".", 1)[-1] in FREE)
 
 
-def _unknown_field(field: str, siblings: Any) -> SlimError:
+def unknown_field(field: str, siblings: Any) -> SlimError:
+    """The error for a field that there is not, beside these."""
     parent, _, name = field.rpartition(".")
     if not isinstance(siblings, dict):
         return SlimError(f"config field {parent!r} is a value and has no field {name!r}")
@@ -259,7 +169,7 @@ def _unknown_field(field: str, siblings: Any) -> SlimError:
 def _check_group(group: ConfigDict, reference: dict[str, Any], path: str) -> None:
     for key in group.keys():
         if key not in reference:
-            raise _unknown_field(f"{path}{key}", reference)
+            raise unknown_field(f"{path}{key}", reference)
     for key, default in reference.items():
         field = f"{path}{key}"
         if key not in group:
@@ -268,7 +178,7 @@ def _check_group(group: ConfigDict, reference: dict[str, Any], path: str) -> Non
         if isinstance(default, dict):
             if not isinstance(value, ConfigDict):
                 raise SlimError(f"config field {field!r} is {value!r}; it must be a group of fields")
-            if not _is_free(field):
+            if not is_free(field):
                 _check_group(value, default, f"{field}.")
             continue
         with group.ignore_type():
@@ -313,11 +223,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
-    """A config from the JSON of a workdir; lists become tuples again."""
+    """A config from the JSON of a workdir; lists become tuples again.
+
+    Fields that were added since it was written get their defaults; one that is not there any more is a SlimError.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    return validate(ConfigDict(tuples(plain)))
+    config = ConfigDict(tuples(plain))
+    _fill(config, reference(config), "")
+    return validate(config)
+
+
+def _fill(group: ConfigDict, reference: Mapping[str, Any], path: str) -> None:
+    """Gives `group` the fields of the reference that it lacks."""
+    for key, default in reference.items():
+        if key not in group:
+            group[key] = ConfigDict(default) if isinstance(default, dict) else default
+        elif isinstance(default, dict) and isinstance(group[key], ConfigDict) and not is_free(f"{path}{key}"):
+            _fill(group[key], default, f"{path}{key}.")

@@ -174,7 +174,7 @@ class StageRun:
         self._clock = time.perf_counter()
         batches.reset_wait()
         for number in range(done + 1, stage.steps + 1):
-            self._trace(number, state)
+            self._trace(number - done, state)
             state, metrics = compiled(state, next(batches))
             metrics.copy_to_host_async()
             pending.append((number, metrics))
@@ -259,7 +259,7 @@ class StageRun:
         return metrics
 
     def _trace(self, number: int | None, state: Any) -> None:
-        """Starts and ends the profile around the steps that config.profile asks for."""
+        """Starts and ends the profile around the steps that config.profile asks for; `number` counts from 1."""
         profile = self.run.config.profile
         if not self._tracing and profile.steps and number == profile.start + 1:
             jax.profiler.start_trace(str(self.run.path / "profile" / self.stage.name))

@@ -60,7 +60,8 @@ class Workdir:
         plain = json.loads(json.dumps(config.to_dict()))
         file = self.path / "config.json"
         if file.exists():
-            changed = configs.differences(configs.flatten(read_json(file)), configs.flatten(plain))
+            before = configs.from_dict(read_json(file))  # with defaults for fields that are newer than it
+            changed = configs.differences(configs.flatten(before), configs.flatten(plain))
             if changed:
                 shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
                 raise SlimError(f"workdir {str(self.path)!r} belongs to another config: {shown}")
