@@ -13,8 +13,9 @@ from slimvit_jax import losses, training
 from slimvit_jax.ops import boxes
 from slimvit_jax.tokens import Aux
 from slimvit_jax.training import build, optim, recipes
-from slimvit_jax.training.config import add_stage, default_config, override
+from slimvit_jax.training.config import add_stage, default_config
 from slimvit_jax.training.labeller import Labeller, build_labeller
+from slimvit_jax.training.loading import override
 
 RNG = np.random.default_rng(0)
 TINY = dict(img_size=16, patch_size=4, p_emb="none", in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=10)
