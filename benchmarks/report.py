@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import budgets, counts, lives, plots, speed, study, verdicts
+from benchmarks.page import budgets, counts, lives, others, plots, speed, study, verdicts
 from benchmarks.page.cells import Study
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_text
@@ -69,7 +69,7 @@ def page(results: Path, docs: Path) -> str:
             parts.append(f"Not measured yet: `{COMMANDS[name]}`")
     parts += ["## Multiply-adds and parameters against the papers", counts.counts()]
     parts += ["## Speed against the papers", *speed_sections(speed.suites(measured), folder, picture, link)]
-    parts += ["## Other measurements", other_sections(results, measured, link)]
+    parts += ["## Other measurements", other_sections(results, measured, docs, link)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -185,13 +185,15 @@ TRAINING = (
 )
 
 
-def other_sections(results: Path, measured: Mapping[str, Any], link: str) -> str:
+def other_sections(results: Path, measured: Mapping[str, Any], docs: Path, link: str) -> str:
     """Links to what has a page of its own, and a line for every other file."""
     lines = []
     for report in sorted(results.glob("*/report.md")):
         first = report.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         lines.append(f"* [{first}]({link}/{report.parent.name}/report.md)")
-    return "\n".join([*lines, speed.others(measured, link)])
+    if (docs / "scaling.md").exists():
+        lines.append("* [Scaling over devices](scaling.md): memory per device and communication, computed")
+    return "\n".join([*lines, others.others(measured, link)]).strip() or "Nothing else."
 
 
 if __name__ == "__main__":

@@ -192,6 +192,7 @@ def speedups(path: Path, rows: Sequence[tuple[str, float | None, float, float]])
         if theirs:
             axis.plot(*zip(*theirs, strict=True), "s", mfc="none", color=SECOND, label="paper, Quadro P6000")
         axis.set_yticks(list(places), [row[0] for row in rows])
+        axis.set_ylim(0.3, len(rows) + 0.7)
         axis.axvline(1, color=INK, lw=0.8, ls=":")
         axis.set_xlabel("x the dense model's images/s")
         figure.legend(loc="outside upper center", ncols=3, fontsize=8.5)

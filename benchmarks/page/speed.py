@@ -1,4 +1,4 @@
-"""The page's tables of measured speed: throughput.py's papers suite, and whatever else lies in results/."""
+"""The page's tables of measured speed: throughput.py's suite of the papers."""
 
 from __future__ import annotations
 
@@ -172,27 +172,3 @@ def growth(rows: Sequence[Result], key: str) -> str:
         lines[-1] += [f"{ratio:.2f}", *_costs(row)]
     header = [key, "model", "images/s", "x dense", "x fewer multiply-adds", "compile, s", "MB/image"]
     return table(header, lines, 2)
-
-
-def others(results: Mapping[str, Result], link: str) -> str:
-    """What else was measured: a line each, with its main figures where the layout is known."""
-    lines = []
-    for name, result in results.items():
-        if result.get("suite") == "papers":
-            continue
-        lines.append(f"* {about(name, result, link)}{_figures(result)}")
-    return "\n".join(lines) or "Nothing else."
-
-
-def _figures(result: Result) -> str:
-    said = []
-    for row in result.get("throughput", ())[:40]:
-        if isinstance(row, dict) and {"name", "images_per_second", "speed_ratio"} <= row.keys():
-            said.append(f"{row['name']} {row['images_per_second']:,.1f} images/s ({row['speed_ratio']:.2f}x)")
-    for row in result.get("training", ()):
-        if isinstance(row, dict) and {"step", "milliseconds"} <= row.keys():
-            said.append(f"{row['step']} {row['milliseconds']:,.0f} ms")
-    rates = result.get("rates")
-    if isinstance(rates, dict) and all(isinstance(v, list) and v for v in rates.values()):
-        said += [f"{loader} {sorted(v)[len(v) // 2]:,.0f} images/s" for loader, v in rates.items()]
-    return f" Medians: {'; '.join(said)}." if said else ""
