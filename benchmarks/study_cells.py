@@ -199,12 +199,16 @@ def _training(seed: int) -> Iterator[Cell]:
     annealed = {"predictor": {"method_options": {"temperature": 0.75}}} | {
         "backbone": {"method_options": {"temperature": 3.0}}
     }
+    second = lambda **fields: {"backbone": {"method_options": fields}}
     for rate in (0.5, 0.7):
+        yield _life("training", "hard masks in stage 2", rate, seed, second(hard=True))
+        hard = second(hard=True, distillation=1.0)
+        yield _life("training", "hard masks and distillation in stage 2", rate, seed, hard)
         yield _life("training", "hard masks", rate, seed, both(hard=True))
         yield _life("training", "distillation", rate, seed, both(distillation=1.0))
         yield _life("training", "sampled budgets", rate, seed, both(sampled_rates=sampled))
         yield _life("training", "temperature 0.75, then 3", rate, seed, annealed)
         yield _life("training", "hard masks and distillation", rate, seed, both(hard=True, distillation=1.0))
-    # every budget is drawn, whatever the rate: one run answers for all
-    everything = both(hard=True, distillation=1.0, sampled_rates=sampled)
-    yield _life("training", "hard masks, distillation, sampled budgets", 0.5, seed, everything)
+    # stage 2 draws every budget, so that one set of weights answers for all
+    everything = second(hard=True, distillation=1.0, sampled_rates=sampled)
+    yield _life("training", "hard masks, distillation, sampled budgets in stage 2", 0.5, seed, everything)
