@@ -113,6 +113,27 @@ def test_losses_of_lvvit(mix, dense):
     np.testing.assert_allclose(found["token_labels"], tokens, rtol=1e-5)
 
 
+def test_who_teaches_which_head_of_evo_levit():
+    """With a labeller the first head of each pair learns the labels, the second the labeller's first choice."""
+    options = dict(img_size=64, embed_dim=(16, 24), depth=(2, 2), num_heads=(2, 3), key_dim=8, num_classes=5)
+    model, labels = slim.create_model("evo_levit", distilled=True, **options), soft(made_up(3, 5))
+    heads = {name: made_up(3, 5) for name in ("head_logits", "dist_logits", "class_logits", "class_dist_logits")}
+    choice = made_up(3, 5)
+    entropy = lambda name, target: -(target * log_softmax(heads[name])).sum(-1).mean()
+    for labelled in (False, True):
+        taps = heads | ({"label_logits": choice} if labelled else {})
+        found = model.losses(None, Aux((), (), None, None, taps), labels)
+        assert set(found) == set(model.loss_weights(labelled))
+        first, second = ("head_logits", "class_logits"), ("dist_logits", "class_dist_logits")
+        hard = np.eye(5)[choice.argmax(-1)]
+        for name, one, two in zip(("classification", "class_token"), first, second, strict=True):
+            mean = entropy(one, labels) if labelled else (entropy(one, labels) + entropy(two, labels)) / 2
+            np.testing.assert_allclose(found[name], mean, rtol=1e-5)
+        if labelled:
+            expected = np.mean([entropy(name, hard) for name in second])
+            np.testing.assert_allclose(found["hard_distillation"], expected, rtol=1e-5)
+
+
 def test_rows_that_fill_up_a_batch_count_nowhere():
     model, labels = lvvit(distilled=True), soft(made_up(2, 10))
     labels[1] = 0
