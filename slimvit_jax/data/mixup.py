@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import betaincinv
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops.boxes import cut_box
@@ -48,6 +47,8 @@ def beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
     uniform = jax.random.uniform(key, shape)
     if alpha == 1:
         return uniform
+    from scipy.special import betaincinv  # here: it takes a fifth of a second to import, and few runs come by
+
     places = np.linspace(0, 1, 4097)
     return jnp.interp(uniform, jnp.asarray(places), jnp.asarray(betaincinv(alpha, alpha, places), jnp.float32))
 
