@@ -15,6 +15,7 @@ LAYERS = {
     "errors": 0,
     "arrays": 0,
     "files": 0,
+    "huge_pages": 0,
     "plan": 1,
     "ops": 1,
     "losses": 1,

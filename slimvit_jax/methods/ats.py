@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster
-from slimvit_jax.plan import Geometry, Plan, absolute_counts, check_keep_rate, check_locations
-from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.plan import Plan, absolute_counts, check_keep_rate
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -20,7 +21,7 @@ Array = jax.Array
 PADDED = -3e4
 
 
-class ATS(Slimming, kw_only=True):
+class ATS(Located, kw_only=True):
     """Inside a location patches are drawn at evenly spaced quantiles of their significance; repeated draws cost none.
 
         s_i   = sum_h softmax(q_cls K^T / sqrt(d))_hi |v_hi|,   cdf_i = sum_{j <= i} s_j / (sum_j s_j + 1e-6)
@@ -51,16 +52,6 @@ class ATS(Slimming, kw_only=True):
     method = "ats"
     needs_class_token = True
     keep_all_is_dense: ClassVar[bool] = False
-
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
-
-    def check_options(self) -> None:
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
 
     @property
     def points(self) -> dict[int, np.ndarray]:

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import jax
 
-from slimvit_jax.plan import Geometry, Plan, absolute_counts, check_keep_rate, check_locations
-from slimvit_jax.slimming import Slimming
+from slimvit_jax.methods.located import Located
+from slimvit_jax.plan import Plan, absolute_counts, check_keep_rate
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
 
-class Clustering(Slimming, kw_only=True):
+class Clustering(Located, kw_only=True):
     """In front of the k-th location the patch tokens become int(r^k N) others; prefix tokens pass by.
 
     Attributes:
       keep_rate: share left at each location of what the location before left; a float or one per location.
       locations: 1-based layers in front of which this happens.
     """
-
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
-
-    def check_options(self) -> None:
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
 
     @property
     def counts(self) -> tuple[int, ...]:

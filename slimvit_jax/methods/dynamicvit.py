@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
+from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
 from slimvit_jax.ops import elementwise, select
-from slimvit_jax.plan import Geometry, Plan, check_choice, check_locations
-from slimvit_jax.slimming import Slimming
+from slimvit_jax.plan import Plan, check_choice, check_locations
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -56,7 +56,7 @@ def _kept_mean(values: Array, decision: Array | None) -> Array:
     return (summed / total[:, None])[:, None].astype(values.dtype)
 
 
-class DynamicViT(Slimming, kw_only=True):
+class DynamicViT(Located, kw_only=True):
     """A predictor in front of each location scores the patches; training masks, inference gathers.
 
         inference:  kept at the k-th location: the int(rho_k N) patches of highest log p_keep, rho_k = r^k
@@ -93,8 +93,6 @@ class DynamicViT(Slimming, kw_only=True):
         "token_distillation": 0.5,
     }
 
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
     token_ratio: tuple[float, ...] | None = None
     gumbel: bool = True
     temperature: float = 1.0
@@ -109,10 +107,6 @@ class DynamicViT(Slimming, kw_only=True):
         for option in ("gumbel", "dynamic"):
             if not isinstance(getattr(self, option), bool):
                 raise SlimError(f"{option}={getattr(self, option)!r} must be True or False")
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
 
     @property
     def ratios(self) -> tuple[float, ...]:

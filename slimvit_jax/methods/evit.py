@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
-from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations
-from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.plan import Plan, check_keep_rate
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
 
-class EViT(Slimming, kw_only=True):
+class EViT(Located, kw_only=True):
     """Patches are ranked by the class token's attention, averaged over the heads; the others become one token.
 
         a_i     = 1/H sum_h softmax(q_cls K^T / sqrt(d))_hi        of this very layer, over all tokens
@@ -42,18 +43,12 @@ class EViT(Slimming, kw_only=True):
     method = "evit"
     needs_class_token = True
 
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
     fuse_token: bool = True
 
     def check_options(self) -> None:
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        super().check_options()
         if not isinstance(self.fuse_token, bool):
             raise SlimError(f"fuse_token={self.fuse_token!r} must be True or False")
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
 
     @property
     def kept(self) -> dict[int, tuple[int, int]]:

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.methods.located import Located
 from slimvit_jax.ops import select
-from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations, shrinking_counts
-from slimvit_jax.slimming import Slimming
+from slimvit_jax.plan import Plan, check_keep_rate, shrinking_counts
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
 
-class Random(Slimming, kw_only=True):
+class Random(Located, kw_only=True):
     """Patches are dropped without looking at them, at the budgets of life regression.
 
         n_k = ceil(r n_{k-1}) after the k-th location,  s_i ~ U(0, 1),  kept: the n_k patches of highest s_i
@@ -35,18 +35,12 @@ class Random(Slimming, kw_only=True):
 
     method = "random"
 
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
     seed: int = 0
 
     def check_options(self) -> None:
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        super().check_options()
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise SlimError(f"seed={self.seed!r} must be a whole number of at least 0")
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
 
     @property
     def plan(self) -> Plan:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import jax
 
+from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
 from slimvit_jax.ops import select
-from slimvit_jax.plan import Geometry, Plan, check_locations
-from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.plan import Plan, check_locations
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
 
-class TopK(Slimming, kw_only=True):
+class TopK(Located, kw_only=True):
     """The patches with the highest class attention stay, in descending order; the others vanish.
 
         a_i = 1/H sum_h softmax(q_cls K^T / sqrt(d))_hi,  kept at the k-th location: int(r^k N), N of the grid
@@ -33,16 +34,10 @@ class TopK(Slimming, kw_only=True):
     method = "topk"
     needs_class_token = True
 
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
     token_ratio: tuple[float, ...] | None = None
 
     def check_options(self) -> None:
         cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
 
     @property
     def plan(self) -> Plan:
