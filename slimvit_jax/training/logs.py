@@ -4,13 +4,14 @@ metrics.jsonl has one JSON object per line; every line has "kind", "time" (secon
 
     {"kind": "train", "stage", "stage_step", "epoch", "loss", "loss_NAME"..., "accuracy", "grad_norm", "lr",
      "images_per_second", "data_wait"}
-        means over the steps since the line before; lr and grad_norm of the last of them; data_wait is the share of
-        the time spent waiting for data
+        means over the steps since the line before; lr and grad_norm of the last of them; images_per_second since the
+        line before that one; data_wait is the share of the time spent waiting for data
     {"kind": "eval", "stage", "accuracy", "top5", "loss", "examples"}
         of the stage's model at inference; shares in 0..1
     {"kind": "event", "name", "text", ...}
         name: start, resume, stage_start, compiled, memory, stage_done, checkpoint_failed, checkpoint_corrupt,
-        weights_corrupt, stopped, not_finite
+        weights_corrupt, stopped, not_finite. Once per stage and start: compiled has "seconds" and "from_cache", memory
+        has "process_peak_mib" and, where the device tells, "device_peak_mib"
 """
 
 from __future__ import annotations

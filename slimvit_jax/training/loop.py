@@ -108,7 +108,7 @@ class StageRun:
         self.names = step.metric_names(stage.options.loss_weights)
         self._inference: Inference | None = None
         self._began, self._seconds = time.perf_counter(), 0.0
-        self._clock = time.perf_counter()
+        self._restart_clock(0)
         self._rows: list[np.ndarray] = []
         self._first, self._tracing = True, False
 
@@ -171,7 +171,7 @@ class StageRun:
         stage, config = self.stage, self.run.config
         eval_steps = round(config.eval.every_epochs * stage.steps_per_epoch)
         pending: collections.deque[tuple[int, Any]] = collections.deque()
-        self._clock = time.perf_counter()
+        self._restart_clock(done)
         batches.reset_wait()
         for number in range(done + 1, stage.steps + 1):
             self._trace(number - done, state)
@@ -193,7 +193,7 @@ class StageRun:
             if eval_steps and number % eval_steps == 0 and number < stage.steps:
                 self._drain(pending, 0, batches)
                 self._evaluate(state, number)
-                self._clock = time.perf_counter()
+                self._restart_clock(number)
                 batches.reset_wait()
         self._drain(pending, 0, batches)
         self._trace(None, state)
@@ -214,18 +214,23 @@ class StageRun:
                 self._log(number, batches)
 
     def _log(self, number: int, batches: Any) -> None:
-        now = time.perf_counter()
+        (before, since), now = self._marks[0], time.perf_counter()
         rows = np.stack(self._rows)
         values = dict(zip(self.names, rows.mean(0).tolist(), strict=True))
         values |= {"grad_norm": float(rows[-1, -2]), "lr": float(rows[-1, -1])}
-        speed = len(rows) * self.run.config.data.batch_size / max(now - self._clock, 1e-9)
+        speed = (number - before) * self.run.config.data.batch_size / max(now - since, 1e-9)
         values |= {"images_per_second": round(speed, 2), "data_wait": round(batches.wait_fraction, 4)}
         facts = {"stage": self.stage.name, "stage_step": number, "epoch": number / self.stage.steps_per_epoch}
         self.run.logs.write("train", self.offset + number, **facts, **values)
         self.progress.update(number, values)
         self._rows.clear()
-        self._clock = now
+        self._marks.append((number, now))
         batches.reset_wait()
+
+    def _restart_clock(self, number: int) -> None:
+        """Measures the speed from step `number` on."""
+        # since the line before the last: the lines at the end come in one burst, when the steps under way are awaited
+        self._marks = collections.deque([(number, time.perf_counter())], maxlen=2)
 
     def _not_finite(self, number: int, row: np.ndarray) -> None:
         what = f"loss is {row[0]}" if not math.isfinite(row[0]) else f"gradient norm is {row[-2]}"
