@@ -7,7 +7,9 @@ Three numbers for each model:
 
 * outside: the share of a step's time that is not the compiled step. The training loop as it is (its own data,
   prefetch, metrics, log lines, TensorBoard) takes turns with the compiled step alone on a batch that lies on the
-  device; the share is 1 - alone / loop, from medians.
+  device; the share is 1 - alone / loop of neighbours, the median over the turns. Beside it the CPU time of the main
+  thread per step, which other work on the machine disturbs least: what the loop has more than the step alone is
+  Python's work between steps.
 * start: seconds from starting the process to the end of the first step, of a run that is new and has no compiled
   programs, and of the same command after a SIGKILL; how much of it compiling took, or reading compiled programs from
   the cache; and how many programs were compiled.
@@ -124,6 +126,7 @@ class Loop:
         self.compiled = StageRun(self.run, self.stage, 0).compile(abstract)
         self.batch = next(self.batches)
         self.done = 0
+        self.main_thread: dict[str, list[float]] = {"loop": [], "alone": []}  # CPU seconds per step
 
     def loop(self, repeats: int) -> tuple[float, float]:
         """So many steps of the loop; (elapsed, CPU) seconds per step."""
@@ -131,9 +134,10 @@ class Loop:
 
         stage = dataclasses.replace(self.stage, steps=self.done + repeats)
         run = self._stage_run(self.run, stage, 0)
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
         self.state = run.steps(self.compiled, self.state, self.batches, self.done)
         jax.block_until_ready(self.state)
+        self.main_thread["loop"].append((time.thread_time() - thread) / repeats)
         self.done += repeats
         return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
@@ -141,10 +145,11 @@ class Loop:
         """So many compiled steps on one batch, back to back."""
         import jax
 
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
         for _ in range(repeats):
             self.state, metrics = self.compiled(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
+        self.main_thread["alone"].append((time.thread_time() - thread) / repeats)
         return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
     def segment(self, steps: int, save: bool) -> float:
@@ -165,12 +170,13 @@ def outside(loop: Loop, args: argparse.Namespace) -> dict[str, Any]:
     from slimvit_jax.analysis.timing import interleave
 
     timings = interleave({"loop": loop.loop, "alone": loop.alone}, args.rounds, args.segment)
-    share = lambda a, b: 1 - statistics.median(b) / statistics.median(a)
+    share = lambda a, b: statistics.median(1 - alone / loop for loop, alone in zip(a, b, strict=True))
     return {
         "step_seconds": timings["alone"].median,
         "loop_seconds": timings["loop"].median,
         "outside_share": share(timings["loop"].wall, timings["alone"].wall),
         "outside_share_of_cpu": share(timings["loop"].cpu, timings["alone"].cpu),
+        "main_thread_seconds": {name: statistics.median(seconds) for name, seconds in loop.main_thread.items()},
         "samples": {name: dataclasses.asdict(timing) for name, timing in timings.items()},
     }
 
@@ -272,6 +278,8 @@ def print_rows(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
             table.add_row(model, f"compiled step, batch {row['batch']}", f"{1000 * row['step_seconds']:.1f} ms")
             table.add_row(model, "outside of it, elapsed time", f"{row['outside_share']:.1%}")
             table.add_row(model, "outside of it, CPU time", f"{row['outside_share_of_cpu']:.1%}")
+            for name, seconds in row["main_thread_seconds"].items():
+                table.add_row(model, f"main thread's CPU time a step, {name}", f"{1000 * seconds:.1f} ms")
         for run in row.get("start", ()):
             what = "resumed" if run["resumed"] else "new run"
             table.add_row(model, f"{what}: process start to first step", f"{run['seconds']:.1f} s")
