@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import slimvit_jax as slim
-from benchmarks import report
+from benchmarks import report, study_speed
 from benchmarks.page import cells, verdicts
 from benchmarks.page.cells import Stat, Study, difference
 from slimvit_jax import training
@@ -219,3 +219,13 @@ def test_rules_on_numbers():
     assert apart is not None and apart.n == 0 and apart.spread == pytest.approx(0.02**0.5)
     assert difference({}, second) is None
     assert cells.table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_speed_of_the_studys_models(tmp_path, capsys):
+    folder = make_study(tmp_path / "study_made", whole_study()[1:2])
+    assert study_speed.main([str(folder), "--batch", "2", "--rounds", "2"]) == 0
+    result = json.loads((folder / "speed.json").read_text())
+    assert [(row["method"], row["keep_rate"]) for row in result["rows"]] == [("dense", 0.9), ("life_regression", 0.9)]
+    assert result["rows"][0]["speed_ratio"] == 1 and len(result["rows"][1]["wall"]) == 2
+    assert study_speed.main([str(make_study(tmp_path / "study_empty", []))]) == 2
+    assert "no finished run" in capsys.readouterr().err
