@@ -204,6 +204,10 @@ def _training(seed: int) -> Iterator[Cell]:
         yield _life("training", "hard masks in stage 2", rate, seed, second(hard=True))
         hard = second(hard=True, distillation=1.0)
         yield _life("training", "hard masks and distillation in stage 2", rate, seed, hard)
+        joint = {"finetune": {"lr": {"method": 1e-2}, "method_options": {"hard": True, "distillation": 1.0}}}
+        options = {"keep_rate": rate, "locations": LOCATIONS}
+        label = "hard masks and distillation, single stage"
+        yield _one_stage("training", label, REFERENCE, options, rate, seed, joint)
         yield _life("training", "hard masks", rate, seed, both(hard=True))
         yield _life("training", "distillation", rate, seed, both(distillation=1.0))
         yield _life("training", "sampled budgets", rate, seed, both(sampled_rates=sampled))
