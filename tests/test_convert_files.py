@@ -290,3 +290,12 @@ def test_variables_on_devices_or_not(tmp_path):
     save(model, host, tmp_path / "host")
     assert_equal_states(to_torch(model, load(model, tmp_path / "host")), state)
     assert io.read_state_dict(tmp_path / "host").keys() == state.keys()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_files_can_be_read_by_whom_the_umask_says(tmp_path, suffix):
+    model = slim.create_model("vit", img_size=4, patch_size=2, embed_dim=4, depth=1, num_heads=1, num_classes=2)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    (tmp_path / "other").touch()
+    slim.save(model, variables, tmp_path / f"weights{suffix}")
+    assert (tmp_path / f"weights{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode

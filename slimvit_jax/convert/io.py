@@ -100,8 +100,11 @@ def _write_safetensors(path: Path, state: StateDict, variables: Mapping[str, Any
     import safetensors.numpy
 
     with atomic_path(path) as temporary:
+        temporary.touch()  # with the permissions of any new file
+        mode = temporary.stat().st_mode
         # "pt" is what torch's and timm's readers look for
         safetensors.numpy.save_file(state, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)  # safetensors gives its files to their owner alone
 
 
 def _read_npz(path: Path) -> StateDict:
