@@ -83,6 +83,24 @@ def test_a_run_leaves_its_json(suite, parse, tmp_path, capsys):
     assert [row["name"] for row in result["training"]] == ["stage 1"]
 
 
+def test_training_steps_of_the_group_and_those_with_a_teacher(suite):
+    group = suite.training_group("deit_tiny_patch16_224", 2, "float32")
+    assert list(group.entries) == [
+        "dense",
+        "life regression, stage 1: predictor",
+        "life regression, stage 2: backbone",
+        "DynamicViT with its teacher",
+        "SiT with its teacher and recovery (FRD)",
+    ]
+    dense = slim.create_model("vit", **TINY)
+    for method in ("dynamicvit", "sit"):
+        model = slim.create_model("vit", method, locations=(1, 2), keep_rate=0.5, **TINY)
+        program = suite.training_step(model, "all", 2, dense)
+        program.call()
+        program.call()  # goes on from the donated state
+        assert program.memory["per_image"] > 0
+
+
 def suite_variables(model):
     import runs
 
