@@ -147,6 +147,22 @@ def test_rows_that_fill_up_a_batch_count_nowhere():
         np.testing.assert_allclose(value, changed[name], rtol=1e-6, err_msg=name)
 
 
+def test_patches_that_are_left_keep_their_labels():
+    """EViT drops half of the patches: those held at the end are labelled by where they come from, the fused one not."""
+    model = lvvit(method="evit", keep_rate=0.5, locations=(2,))
+    labels, images = soft(made_up(2, 10)), made_up(2, 16, 16, 1)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    step = jax.jit(lambda v: model.apply(v, images, train=True, return_aux=True, rngs={"dropout": jax.random.key(0)}))
+    logits, aux = step(variables)
+    maps = made_up(2, 16, 10)
+    found = model.losses(logits, aux.replace(taps={**aux.taps, "label_tokens": maps, "label_logits": logits}), labels)
+    origin, predicted = np.asarray(aux.taps["token_origin"]), np.asarray(aux.taps["token_logits"])
+    assert origin.shape == (2, 9) and (origin == -1).sum() == 2
+    places = zip(*np.nonzero(origin >= 0), strict=True)
+    each = [-(soft(maps[b, origin[b, i]]) * log_softmax(predicted[b, i])).sum() for b, i in places]
+    np.testing.assert_allclose(found["token_labels"], np.mean(each), rtol=1e-5)
+
+
 def test_mixing_happens_to_the_tokens_in_training_alone():
     model, images = lvvit(mix_token=True, depth=1), made_up(4, 16, 16, 1)
     variables = jax.jit(model.init)(jax.random.key(0), images)
