@@ -13,8 +13,9 @@ Three numbers for each model:
 * start: seconds from starting the process to the end of the first step, of a run that is new and has no compiled
   programs, and of the same command after a SIGKILL; how much of it compiling took, or reading compiled programs from
   the cache; and how many programs were compiled.
-* checkpoint: what one checkpoint adds to the time of the steps around it, in steps: segments of the loop with one save
-  take turns with segments without.
+* checkpoint: how long training waits for one to be started, and what it adds to the time of the steps around it in all,
+  being written while they compute on the same cores: segments of the loop with one save take turns with segments
+  without.
 """
 
 from __future__ import annotations
@@ -107,13 +108,25 @@ class Loop:
         from slimvit_jax.training.logs import Logs
         from slimvit_jax.training.loop import Interrupt, Run, StageRun
 
+        blocked: list[float] = []
+
+        class Timed(Checkpoints):
+            """Notes how long training waits in `save`."""
+
+            def save(self, *arguments: Any, **options: Any) -> bool:
+                began = time.perf_counter()
+                saved = super().save(*arguments, **options)
+                blocked.append(time.perf_counter() - began)
+                return saved
+
+        self.blocked = blocked
         devices.start_devices(config.mesh, config.cache_dir)
         mesh = devices.make_mesh(config.mesh.fsdp)
         source = build.build_source(config, config.data.train_split)
         folder.mkdir(parents=True, exist_ok=True)
         logs = Logs(folder, config.log.tensorboard)
         logs.console.quiet = True
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep, logs.event)
+        self.checkpoints = Timed(folder / "checkpoints", config.checkpoint.keep, logs.event)
         self.run = Run(config, folder, mesh, logs, self.checkpoints, Interrupt(), source, source)
         self.stage = build.build_stage(config, config.schedule[0], 10**6, mesh)
         self._stage_run = StageRun
@@ -186,6 +199,7 @@ def checkpoint(loop: Loop, args: argparse.Namespace, step: float) -> dict[str, A
     steps = max(4, round(args.segment / step))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     loop.segment(steps, True)  # compiles the checksum
+    loop.blocked.clear()
     for turn in range(args.saves):
         for save in (True, False) if turn % 2 == 0 else (False, True):
             loop.checkpoints.wait()
@@ -195,6 +209,8 @@ def checkpoint(loop: Loop, args: argparse.Namespace, step: float) -> dict[str, A
     return {
         "bytes": loop.bytes,
         "steps": steps,
+        "blocked_seconds": statistics.median(loop.blocked),
+        "blocked_steps": statistics.median(loop.blocked) * steps / plain,
         "added_seconds": added,
         "added_steps": added * steps / plain,
         "samples": {"with": seconds[True], "without": seconds[False]},
@@ -287,10 +303,10 @@ def print_rows(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
             table.add_row(model, f"{what}: programs compiled / from cache", f"{run['compiled']} / {run['from_cache']}")
         if "checkpoint" in row:
             saved = row["checkpoint"]
-            table.add_row(
-                model, f"a checkpoint of {saved['bytes'] / 2**20:.0f} MiB adds", f"{saved['added_seconds']:.2f} s"
-            )
-            table.add_row(model, "in steps", f"{saved['added_steps']:.2f}")
+            table.add_row(model, "checkpoint", f"{saved['bytes'] / 2**20:.0f} MiB")
+            for kind, what in (("blocked", "training waits for it"), ("added", "it adds in all")):
+                values = f"{saved[f'{kind}_seconds']:.2f} s = {saved[f'{kind}_steps']:.2f} steps"
+                table.add_row(model, what, values)
     common.show(table)
 
 
