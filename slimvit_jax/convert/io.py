@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -130,7 +131,10 @@ def _torch() -> Any:
 
 
 def _read_pth(path: Path) -> StateDict:
-    content = _torch().load(path, map_location="cpu", weights_only=True)
+    torch = _torch()
+    # training scripts (SiT's, Evo-ViT's) leave their arguments beside the weights: a plain holder of values
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
