@@ -320,7 +320,21 @@ def test_a_function_labels_too(tmp_path):
     assert "loss_hard_distillation" in (tmp_path / "run" / "metrics.jsonl").read_text()
     config.labeller.name = "vit"
     with pytest.raises(slim.SlimError, match="one can label"):
-        build.build_stage(config, "dense", 3, labeller=lambda x: x)
+        build.build_stage(config, "dense", 3, labeller=network)
+    with pytest.raises(slim.SlimError, match="it gives 10 classes, the student has 5"):
+        Labeller(network, False, (4, 4), classes=5)({}, jnp.ones((2, 16, 16, 1)))
+    with pytest.raises(slim.SlimError, match=r"it must give \(B, classes\) logits"):
+        Labeller(lambda x: x, False, (4, 4))({}, jnp.ones((2, 16, 16, 1)))
+
+
+def test_only_the_stages_that_learn_labels_get_them():
+    """A labeller of patches for the teacher, and SiT from it, which has no use for labels of patches."""
+    config = config_of({}, {"name": "lvvit", "options": {k: v for k, v in TINY.items() if k != "num_classes"}}, "sit")
+    add_stage(config, "dense", slimmed=False, steps=1, model_options={"token_labelling": True})
+    add_stage(config, "sit", steps=1)
+    stages = [build.build_stage(training.validate(config), name, 3) for name in config.schedule]
+    assert stages[0].labeller.dense and stages[1].labeller is None
+    assert "hard_distillation" not in stages[1].options.loss_weights
 
 
 def test_a_labeller_without_weights_is_refused(tmp_path):

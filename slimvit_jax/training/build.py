@@ -197,7 +197,8 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, 
     if mesh is not None:
         check_batch(config.data.batch_size, mesh, stage.accumulate)
     model = build_model(config, stage.slimmed, name)
-    labels = labelling.build_labeller(config, model, build_preprocess(config), labeller)
+    others = [build_model(config, config.stages[other].slimmed, other) for other in config.schedule]
+    labels = labelling.build_labeller(config, model, build_preprocess(config), labeller, others)
     weights = model.loss_weights(labels is not None)
     for loss, weight in stage.loss_weights.items():
         if loss not in weights:

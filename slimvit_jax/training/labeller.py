@@ -9,7 +9,7 @@ variables, or a network of another framework behind `jax.pure_callback`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,12 +35,14 @@ class Labeller:
       source: a model of this library, or a function of images alone.
       dense: labels for the student's patches are wanted.
       grid: the student's, to which labels of another grid are resampled.
+      classes: the student's; 0 for not checked.
       gain, shift: per channel, from the student's normalisation of pixels to the labeller's.
     """
 
     source: Any
     dense: bool
     grid: tuple[int, int]
+    classes: int = 0
     gain: tuple[float, ...] = (1.0,)
     shift: tuple[float, ...] = (0.0,)
 
@@ -71,6 +73,8 @@ class Labeller:
             logits = self.source.apply(variables, images)
         if jnp.ndim(logits) != 2 or (tokens is not None and jnp.ndim(tokens) != 4):
             raise SlimError("labeller: it must give (B, classes) logits, or them and (B, rows, columns, classes)")
+        if self.classes and logits.shape[-1] != self.classes:
+            raise SlimError(f"labeller: it gives {logits.shape[-1]} classes, the student has {self.classes}")
         taps = {"label_logits": logits}
         if self.dense and tokens is not None:
             shape = (len(images), *self.grid, tokens.shape[-1])
@@ -79,25 +83,41 @@ class Labeller:
         return jax.lax.stop_gradient(taps)
 
 
-def build_labeller(config: Any, model: Any, preprocess: Any, function: Function | None = None) -> Labeller | None:
-    """The labeller of a stage that trains `model`, or None where the config names none and no function is given.
+def learns_labels(model: Any) -> bool:
+    """Whether a model in training has a use for a labeller: a head for distillation, or patches to label."""
+    return model.distilled or getattr(model, "token_labelling", False)
+
+
+def build_labeller(
+    config: Any, model: Any, preprocess: Any, function: Function | None = None, others: Sequence[Any] = ()
+) -> Labeller | None:
+    """The labeller of a stage that trains `model`; None where there is none, or only `others` have a use for it.
+
+    Args:
+      config: validated.
+      model: the student.
+      preprocess: of the student's images.
+      function: in place of config.labeller.
+      others: the models of the other stages.
 
     Raises:
-      SlimError: the model has no use for labels, or the labeller has other classes or takes other images.
+      SlimError: no stage has a use for labels, or the labeller has other classes or takes other images.
     """
     fields = config.labeller
     if function is None and not fields.name:
         return None
     if function is not None and fields.name:
         raise SlimError(f"config.labeller.name={fields.name!r}, and a labeller function is given too; one can label")
-    dense = bool(getattr(model, "token_labelling", False))
-    if not (dense or model.distilled):
+    if not learns_labels(model):
+        if any(learns_labels(other) for other in others):
+            return None
         raise SlimError(
             f"config.labeller: model {config.model.name!r} has no use for labels; it needs a distillation head"
             " (distilled) or LV-ViT's token_labelling=True"
         )
+    dense = bool(getattr(model, "token_labelling", False))
     if function is not None:
-        return Labeller(function, dense, model.geometry.grid)
+        return Labeller(function, dense, model.geometry.grid, model.num_classes)
     options = {"img_size": model.img_size, "in_chans": model.in_chans, "num_classes": model.num_classes}
     source = create_model(fields.name, Slimming(), **options | fields.options.to_dict())
     for name in options:
@@ -112,7 +132,8 @@ def build_labeller(config: Any, model: Any, preprocess: Any, function: Function 
         own = preprocess_for(fields.name)
         their_mean, their_std = np.asarray(own.mean), np.asarray(own.std)
     gain, shift = np.broadcast_arrays(std / their_std, (mean - their_mean) / their_std)
-    return Labeller(source, dense, model.geometry.grid, tuple(gain.tolist()), tuple(shift.tolist()))
+    affine = {"gain": tuple(gain.tolist()), "shift": tuple(shift.tolist())}
+    return Labeller(source, dense, model.geometry.grid, model.num_classes, **affine)
 
 
 def labeller_variables(config: Any, labeller: Labeller | None) -> Mapping[str, Any]:
