@@ -97,11 +97,13 @@ def test_a_whole_study(tmp_path):
     (folder / "speed.json").write_text(json.dumps({**speed, "rows": rows}))
     text = make_page(tmp_path)
     goals = section(text, "What was to be reached")
-    assert "after two epochs: **yes**, -0.20 ± 0.14 points (2 seeds)" in goals
+    assert "after two epochs: with the paper's losses **yes**, -0.20 ± 0.14 points (2 seeds)" in goals
+    assert "with sampled budgets **yes**, +0.20 ± 0.14 points (2 seeds)" in goals  # the best change of the recipe
     assert goals.count("**yes**, +1.00 ± 0.00 points") == 2  # under the same weights, and tuned with random patches
-    assert "**yes** for the 1 measured; the best of them, EViT, is at +0.20" in goals
+    assert "**yes** for the 1 measured, the best of them, EViT, is at +0.20 ± 0.00 points; with sampled" in goals
     methods = section(text, "Methods at matched")
     assert methods.index("| EViT |") < methods.index("| **life regression** |") < methods.index("| random patches |")
+    assert "| life regression, sampled budgets | — | 90.20 ± 0.14 | — | 1.000 |" in methods
     assert "89.80 ± 0.14" in methods and "the dense model reaches 91.00 ± 0.00 %" in methods
     assert "-0.6 (DeiT-S, 1.53x fewer); -2.1 (ViT-B, 1.45x fewer)" in methods  # EViT's row of the paper
     stages = section(text, "One stage or two")

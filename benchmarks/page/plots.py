@@ -160,7 +160,7 @@ def growth(path: Path, rows: Sequence[Mapping[str, Any]], key: str) -> Path | No
         for place, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
             own = sorted((row for row in rows if row["name"] == name), key=lambda row: row[key])
             x = [row[key] for row in own]
-            color = INK if name == "dense" else [ACCENT, SECOND, QUIET, "#5d8a3a"][place % 4]
+            color = INK if name == "dense" else [ACCENT, SECOND, QUIET, "#5d8a3a"][(place - 1) % 4]
             shown = name.replace("life_regression", "life regression").replace("evit", "EViT")
             speed.plot(x, [row["images_per_second"] for row in own], "o-", color=color, label=shown)
             ratio.plot(x, [row["speed_ratio"] for row in own], "o-", color=color)

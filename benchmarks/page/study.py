@@ -6,6 +6,7 @@ from benchmarks.page.cells import Stat, Study, difference, label, pool, seeds_of
 from slimvit_jax.analysis.report_text import paper_tables
 
 LIFE = "life_regression"
+PAPER_LOSSES = "the paper's losses"  # the variant of the group "training" that changes nothing
 QUESTIONS = {
     "rates": "Learning rates of predictor and backbone: as the paper prints them, exchanged, and ours",
     "gradient": "Gradient of the backbone through the lives while it is tuned",
@@ -64,12 +65,18 @@ def methods(study: Study) -> str:
         found = [study.stat("main", name, rate) for rate in rates]
         rows.append([_bold(label(name), name), *map(percent, found), _cost(study, name, rates)])
         cells += found
+    for variant in study.variants("training"):
+        if variant != PAPER_LOSSES:
+            found = [study.stat("training", variant, rate) for rate in rates]
+            rows.append([f"life regression, {variant}", *map(percent, found), _cost(study, variant, rates, "training")])
     header = ["method", *[f"{rate_text(rate)}: top-1, %" for rate in rates], "multiply-adds / life regression's"]
     text = (
         f"Top-1 by keep rate, {seeds_of(*cells)}; sorted by the mean over the rates. A keep rate means the "
         "multiply-adds of life regression at that rate: every other method has the options that come nearest to them "
         f"(last column, the range over the rates). Epochs: {_epochs(study)}."
     )
+    if study.variants("training"):
+        text += " Below them: changes of life regression's training, at its own cost."
     trained_on = study.stat("main", "dense", 1.0)
     if trained_on is not None:
         text += f" Tuned for as long without slimming, the dense model reaches {trained_on.text()} %."
@@ -85,10 +92,10 @@ def _order(study: Study, name: str, rates: list[float]) -> float:
     return -sum(means) / len(means) if means else 0.0
 
 
-def _cost(study: Study, name: str, rates: list[float]) -> str:
+def _cost(study: Study, name: str, rates: list[float], group: str = "main") -> str:
     ratios = [
         outcome["flops"] / outcome["target_flops"]
-        for row in study.of("main")
+        for row in study.of(group)
         for outcome in row["evals"]
         if row["variant"] == name and outcome["keep_rate"] == row["train_rate"] and row["train_rate"] in rates
     ]
