@@ -14,6 +14,9 @@ from train_tools import CACHE, ROOT, same
 from slimvit_jax import convert, training
 from slimvit_jax.training import build, loop, recipes
 
+# The fixture is a minute of work: one worker does it, once.
+pytestmark = pytest.mark.xdist_group("batch_norm")
+
 SCRIPT = """
 import json, sys
 import jax, numpy as np

@@ -9,6 +9,9 @@ import slimvit_jax as slim
 from benchmarks import study, study_cells
 from slimvit_jax import training
 
+# The fixture is a minute of work: one worker does it, once.
+pytestmark = pytest.mark.xdist_group("study")
+
 ROOT = Path(__file__).parent.parent
 MICRO = training.load_config(ROOT / "configs" / "study_fashion.py").model.options.to_dict()
 
