@@ -216,3 +216,6 @@ def _training(seed: int) -> Iterator[Cell]:
     # stage 2 draws every budget, so that one set of weights answers for all
     everything = second(hard=True, distillation=1.0, sampled_rates=sampled)
     yield _life("training", "hard masks, distillation, sampled budgets in stage 2", 0.5, seed, everything)
+    joint = {"finetune": {"lr": {"method": 1e-2}, "method_options": everything["backbone"]["method_options"]}}
+    label = "hard masks, distillation, sampled budgets, single stage"
+    yield _one_stage("training", label, REFERENCE, {"keep_rate": 0.5, "locations": LOCATIONS}, 0.5, seed, joint)

@@ -73,4 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from slimvit_jax.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()
     sys.exit(main())

@@ -219,4 +219,7 @@ def print_tables(args: argparse.Namespace, result: dict[str, Any], common: Any) 
 
 
 if __name__ == "__main__":
+    from slimvit_jax.huge_pages import restart_with_huge_pages
+
+    restart_with_huge_pages()  # timm's process inherits the setting
     sys.exit(main())

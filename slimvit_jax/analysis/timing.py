@@ -103,6 +103,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
+        "malloc": os.environ.get("GLIBC_TUNABLES", ""),  # of huge_pages.py
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "python": platform.python_version(),
         "versions": versions,
