@@ -171,14 +171,16 @@ def test_a_second_run_is_refused(tmp_path):
 
 def damage(checkpoint: Path, how: str) -> None:
     """Truncates or empties what holds the arrays of a checkpoint."""
-    files = sorted((f for f in checkpoint.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    files = [f for f in checkpoint.rglob("*") if f.is_file()]
+    arrays = [f for f in files if f.parent.name == "d"]  # how they are spread over files differs from save to save
+    largest = max(arrays, key=lambda f: f.stat().st_size)
     if how == "truncated":
-        with open(files[-1], "r+b") as file:
-            file.truncate(files[-1].stat().st_size // 2)
+        with open(largest, "r+b") as file:
+            file.truncate(largest.stat().st_size // 2)
     elif how == "one bit":
-        data = bytearray(files[-1].read_bytes())
+        data = bytearray(largest.read_bytes())
         data[len(data) // 2] ^= 4
-        files[-1].write_bytes(bytes(data))
+        largest.write_bytes(bytes(data))
     elif how == "meta":
         for file in (checkpoint / "meta").rglob("*"):
             if file.is_file():
