@@ -74,7 +74,8 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
         axis.set_xlabel("multiply-adds, M" if speed is None else "measured speed-up over the dense model")
         axis.set_ylabel("top-1, %")
         axis.set_title(
-            f"{study.config('data.name')}, {study.scale}: mean of {study.seeds} seeds, bars are their spread"
+            f"{study.config('data.name')}, {study.scale}: "
+            + (f"mean of {study.seeds} seeds, bars are their spread" if study.seeds > 1 else "one seed")
         )
         figure.legend(loc="outside right center", fontsize=8.5)
         return _save(figure, path)
