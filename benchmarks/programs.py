@@ -11,9 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from runs import variables_for
 
 from slimvit_jax.training.step import StepOptions, make_train_step, new_state
+
+
+def variables_for(model: Any) -> Any:
+    """Random variables of a model; no compilation, unlike `model.init`."""
+    images = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    random = np.random.default_rng(0)
+
+    def fill(path: Any, leaf: Any) -> Any:
+        positive = path[-1].key in ("scale", "var", "gamma")
+        return jnp.asarray(random.normal(float(positive), 0.02, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 @dataclasses.dataclass(frozen=True)

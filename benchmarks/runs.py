@@ -1,4 +1,4 @@
-"""What throughput.py times: forward passes, life regression's own work, and training steps."""
+"""What throughput.py times beside forward passes: life regression's own work, and training steps."""
 
 from __future__ import annotations
 
@@ -8,33 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from programs import forward, training_step, variables_for
 
 import slimvit_jax as slim
 from slimvit_jax.analysis.timing import interleave, sampler
 from slimvit_jax.tokens import Tokens
-from slimvit_jax.training.step import StepOptions, make_train_step, new_state
-
-
-def variables_for(model: Any) -> Any:
-    """Random variables of a model; no compilation, unlike `model.init`."""
-    images = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    random = np.random.default_rng(0)
-
-    def fill(path: Any, leaf: Any) -> Any:
-        positive = path[-1].key in ("scale", "var", "gamma")
-        return jnp.asarray(random.normal(float(positive), 0.02, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-def compiled_forward(model: Any, batch: int) -> Any:
-    """A function without arguments that runs one batch lying on the device and waits."""
-    variables = variables_for(model)
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(batch, *model.img_size, model.in_chans)), jnp.float32)
-    run = jax.jit(model.apply).lower(variables, images).compile()
-    return lambda: jax.block_until_ready(run(variables, images))
 
 
 def overhead_share(args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any) -> list[dict[str, Any]]:
@@ -66,7 +44,7 @@ def overhead_share(args: argparse.Namespace, name: str, batch: int, dtype: str, 
         run = jax.jit(slimming).lower(variables, x, origin).compile()
         own = sampler(lambda run=run, v=variables, x=x, o=origin: jax.block_until_ready(run(v, x, o)))
         progress(f"compile {rate:g}")
-        whole = sampler(compiled_forward(model, batch))
+        whole = sampler(forward(model, batch).call)
         timings = interleave({"own": own, "whole": whole}, args.rounds, args.min_seconds, 0.0, progress)
         share = timings["own"].median / timings["whole"].median
         rows.append(
@@ -80,12 +58,6 @@ def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, 
     """Steps of the training loop (AdamW): predictor only, backbone only, and full fine-tuning of all parameters."""
     model = slim.create_model(name, method="life_regression", keep_rate=args.keep_rates[0], dtype=dtype)
     dense = slim.create_model(name, slim.Slimming(), dtype=dtype)  # a name such as "sit_s" would bring its method
-    random = np.random.default_rng(0)
-    data = {
-        "image": jnp.asarray(random.normal(size=(batch, *model.img_size, model.in_chans)), jnp.float32),
-        "label": jnp.asarray(random.integers(0, model.num_classes, batch), jnp.int32),
-        "mask": jnp.ones(batch, jnp.float32),
-    }
     cases = {
         "stage 1: predictor": (model, "method"),
         "stage 2: backbone": (model, "backbone"),
@@ -95,7 +67,7 @@ def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, 
     samplers = {}
     for label, (module, trainable) in cases.items():
         progress(f"compile {label}")
-        samplers[label] = sampler(_step(module, trainable, data))
+        samplers[label] = sampler(training_step(module, trainable, batch).call)
     timings = interleave(samplers, args.rounds, args.min_seconds, 0.0, progress)
     full = timings["full fine-tuning"]
     return [
@@ -105,18 +77,3 @@ def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, 
         for label, timing in timings.items()
     ]
 
-
-def _step(model: Any, trainable: str, data: Any) -> Any:
-    """A function without arguments that does one step; every call goes on from the state of the last."""
-    optimizer = optax.adamw(1e-5)
-    state = new_state(variables_for(model), trainable, optimizer, ema=False)
-    options = StepOptions(loss_weights=model.slim.loss_weights)
-    step = make_train_step(model, model.slim.losses, optimizer, lambda _: 1e-5, jax.random.key(0), options)
-    run = jax.jit(step, donate_argnums=0).lower(state, data).compile()
-    held = [state]
-
-    def call() -> None:
-        held[0], metrics = run(held[0], data)
-        jax.block_until_ready((held[0], metrics))
-
-    return call

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import cells
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_json, write_text
@@ -62,11 +63,11 @@ class Study:
         self.config, self.path, self.say = config, Path(path), say
         self._results = self.path / "results.jsonl"
         self.rows: list[dict[str, Any]] = []
-        if self._results.exists():
-            self.rows = [json.loads(line) for line in self._results.read_text().splitlines()]
         if (self.path / "study.json").exists():
-            before = json.loads((self.path / "study.json").read_text())["config"]
-            different = training.config.differences(before, self._plain())
+            found = cells.Study(self.path)
+            self.rows = found.rows
+            defaults = _plain(training.config.reference(config))  # of fields that are newer than the study
+            different = training.config.differences(defaults | found.facts["config"], _plain(config.to_dict()))
             if different:
                 raise SlimError(f"study {str(path)!r} has another config: {'; '.join(different)}")
 
@@ -74,9 +75,6 @@ class Study:
     def done(self) -> set[str]:
         """Names of finished cells."""
         return {row["cell"] for row in self.rows}
-
-    def _plain(self) -> dict[str, Any]:
-        return json.loads(json.dumps(training.config.flatten(self.config.to_dict())))
 
     def dense_weights(self) -> str:
         """The path of the dense weights, trained first where they are missing."""
@@ -96,7 +94,7 @@ class Study:
         facts |= {"flops": flops(result.dense_model).total, "parameters": count_parameters(result.dense_model)}
         about = {"command": shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]), "date": _now()}
         about |= {"machine": describe_machine(), "scale": self.config.name.removeprefix("study_")}
-        write_json(self.path / "study.json", about | {"config": self._plain(), "dense": facts})
+        write_json(self.path / "study.json", about | {"config": _plain(self.config.to_dict()), "dense": facts})
         shutil.rmtree(self.path / "runs" / "dense")
         return str(weights)
 
@@ -164,6 +162,11 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
     return found
 
 
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Flat, as JSON gives it back."""
+    return json.loads(json.dumps(training.config.flatten(config)))
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -191,14 +194,14 @@ def run_study(args: argparse.Namespace, config: Any) -> int:
     except (ValueError, re.error) as error:
         raise SlimError(f"--seeds={args.seeds} or --only={args.only}: {error}") from error
     study = Study(config, args.workdir)
-    cells = [cell for cell in all_cells(config, seeds, args.long) if pattern.fullmatch(cell.name)]
-    if not cells:
+    wanted = [cell for cell in all_cells(config, seeds, args.long) if pattern.fullmatch(cell.name)]
+    if not wanted:
         raise SlimError(f"--only={args.only!r} matches no cell; see them with --list")
-    todo = [cell for cell in cells if cell.name not in study.done]
+    todo = [cell for cell in wanted if cell.name not in study.done]
     if args.list:
-        for cell in cells:
+        for cell in wanted:
             print(f"{'done ' if cell.name in study.done else '     '} {cell.name}  {json.dumps(dict(cell.options))}")
-        print(f"{len(cells) - len(todo)} of {len(cells)} done")
+        print(f"{len(wanted) - len(todo)} of {len(wanted)} done")
         return 0
     study.path.mkdir(parents=True, exist_ok=True)
     study.dense_weights()

@@ -104,7 +104,7 @@ def measure_group(
 ) -> list[dict[str, Any]]:
     """One table: everything that is compared at one model, batch size and dtype."""
     import jax
-    from runs import compiled_forward
+    from programs import forward
 
     import slimvit_jax as slim
     from slimvit_jax.analysis.timing import interleave, sampler
@@ -113,7 +113,7 @@ def measure_group(
     samplers, info = {}, {}
     for label, (model, method, rate) in models.items():
         progress(f"compile {label}")
-        samplers[label] = sampler(compiled_forward(model, batch))
+        samplers[label] = sampler(forward(model, batch).call)
         info[label] = {"method": method, "keep_rate": rate, "flops": slim.flops(model).total}
     dense_flops = info["dense"]["flops"]
     if worker is not None:

@@ -1,9 +1,9 @@
-"""Huge pages for host memory: on CPU, a training step at half the time.
+"""Huge pages for host memory: on CPU, a training step without most of its page faults.
 
 XLA's CPU backend asks malloc for its temporary buffers at every call, hundreds of megabytes for a training step. glibc
-gives such blocks back to the system at once, so that every step touches fresh pages of 4 KiB, some hundred thousand
-page faults. Asked for huge pages (2 MiB, Linux "madvise") there are some hundred. glibc reads that wish from the
-environment when a process starts, hence the restart.
+gives such blocks back to the system at once, so that every step touches fresh pages of 4 KiB: 140,000 page faults in a
+step of a ViT of 12 layers and width 64 at batch 128. Asked for huge pages (2 MiB, Linux "madvise") there are 400. glibc
+reads that wish from the environment when a process starts, hence the restart.
 """
 
 from __future__ import annotations

@@ -91,6 +91,27 @@ def test_the_same_command_does_nothing_twice(done, capsys):
     assert "2 of 2 done" in capsys.readouterr().out
 
 
+def test_a_study_older_than_a_field_goes_on(done, tmp_path):
+    """Fields that it does not know have their defaults; others still differ."""
+    work, arguments = done
+    about = json.loads((work / "study.json").read_text())
+    assert about["config"].pop("labeller.name") == "" and about["config"].pop("stages.dense.ema") == 0.0
+    (tmp_path / "study.json").write_text(json.dumps(about))
+    config = training.load_config(arguments[0].removeprefix("--config="))
+    study.Study(config, tmp_path)
+    config.stages.dense.ema = 0.9
+    with pytest.raises(slim.SlimError, match="stages.dense.ema: 0.0 -> 0.9"):
+        study.Study(config, tmp_path)
+
+
+def test_a_damaged_study_is_named(done, tmp_path):
+    work, arguments = done
+    (tmp_path / "study.json").write_bytes((work / "study.json").read_bytes())
+    (tmp_path / "results.jsonl").write_text('{"cell": ')
+    with pytest.raises(slim.SlimError, match="results.jsonl is no JSON"):
+        study.Study(training.load_config(arguments[0].removeprefix("--config=")), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
@@ -200,20 +201,23 @@ class LifeRegression(Slimming, kw_only=True):
         if layer != self.base:
             return tokens
         scores = self.scores(tokens)
-        counts = jnp.asarray([self.counts])
-        moments: Any = life.life_moments(self.counts)
-        if train and self.sampled_rates and not self.is_initializing():
-            choices = [self._counts_at(rate) for rate in self.sampled_rates]
-            chosen = jax.random.randint(self.make_rng("dropout"), scores.shape[:1], 0, len(choices))
-            counts = jnp.asarray(choices)[chosen]
-            moments = jnp.asarray([life.life_moments(c) for c in choices], jnp.float32)[chosen].T[..., None]
-        lives = life.normalise_lives(scores, *moments)
+        counts, mean, std = self._budgets(len(scores), train)
+        lives = life.normalise_lives(scores, mean, std)
         tokens = tokens.remember(scores=lives)
         if train and self.hard:
             tokens = tokens.remember(ranks=jnp.argsort(select.top(lives, lives.shape[1]), axis=1), counts=counts)
         if train or self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:
             return tokens
         return tokens.take(select.top(lives, self.counts[layer]))  # the one sort
+
+    def _budgets(self, images: int, train: bool) -> tuple[Any, Any, Any]:
+        """n_1..n_T, mu and sigma: one row for all images, or one for each where training draws their keep rates."""
+        if not (train and self.sampled_rates) or self.is_initializing():
+            return np.asarray([self.counts]), *life.life_moments(self.counts)
+        choices = [self._counts_at(rate) for rate in self.sampled_rates]
+        chosen = jax.random.randint(self.make_rng("dropout"), (images,), 0, len(choices))
+        moments = jnp.asarray([life.life_moments(counts) for counts in choices], jnp.float32)[chosen]
+        return jnp.asarray(choices)[chosen], moments[:, :1], moments[:, 1:]
 
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer <= self.base:
