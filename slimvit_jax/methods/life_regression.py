@@ -201,7 +201,7 @@ class LifeRegression(Slimming, kw_only=True):
         if layer != self.base:
             return tokens
         scores = self.scores(tokens)
-        counts, mean, std = self._budgets(len(scores), train)
+        counts, mean, std = self._budgets(scores, train)
         lives = life.normalise_lives(scores, mean, std)
         tokens = tokens.remember(scores=lives)
         if train and self.hard:
@@ -210,12 +210,12 @@ class LifeRegression(Slimming, kw_only=True):
             return tokens
         return tokens.take(select.top(lives, self.counts[layer]))  # the one sort
 
-    def _budgets(self, images: int, train: bool) -> tuple[Any, Any, Any]:
+    def _budgets(self, scores: Array, train: bool) -> tuple[Any, Any, Any]:
         """n_1..n_T, mu and sigma: one row for all images, or one for each where training draws their keep rates."""
         if not (train and self.sampled_rates) or self.is_initializing():
             return np.asarray([self.counts]), *life.life_moments(self.counts)
         choices = [self._counts_at(rate) for rate in self.sampled_rates]
-        chosen = jax.random.randint(self.make_rng("dropout"), (images,), 0, len(choices))
+        chosen = jax.random.randint(self.make_rng("dropout"), (len(scores),), 0, len(choices))
         moments = jnp.asarray([life.life_moments(counts) for counts in choices], jnp.float32)[chosen]
         return jnp.asarray(choices)[chosen], moments[:, :1], moments[:, 1:]
 
