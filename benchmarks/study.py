@@ -154,7 +154,8 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
             model = create_model(config.model.name, method=cell.method, **options, **deployed)
             run = Inference(model, variables)
             add(run, rate, "learned")
-            add(run, rate, "random", random_lives(model.geometry.num_patches, cell.seed))
+            if cell.group == "main" or rate == cell.train_rate:
+                add(run, rate, "random", random_lives(model.geometry.num_patches, cell.seed))
     elif cell.method == "dense":
         add(Inference(result.dense_model, variables), 1.0, None)
     else:
