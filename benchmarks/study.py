@@ -43,6 +43,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     add("--only", default="", metavar="REGEX", help="only cells whose whole name it matches")
     add("--hours", type=float, default=0.0, metavar="H", help="start no cell later than this; 0: no limit")
     add("--long", type=float, default=0.0, metavar="EPOCHS", help="the one-stage methods for so long too, e.g. 30")
+    add("--full", action="store_true", help="every question with every seed, every method at every rate: twice as long")
     add("--list", action="store_true", help="print the cells and whether they are done; train nothing")
     return parser.parse_known_args(argv)
 
@@ -195,7 +196,7 @@ def run_study(args: argparse.Namespace, config: Any) -> int:
     except (ValueError, re.error) as error:
         raise SlimError(f"--seeds={args.seeds} or --only={args.only}: {error}") from error
     study = Study(config, args.workdir)
-    wanted = [cell for cell in all_cells(config, seeds, args.long) if pattern.fullmatch(cell.name)]
+    wanted = [cell for cell in all_cells(config, seeds, args.long, args.full) if pattern.fullmatch(cell.name)]
     if not wanted:
         raise SlimError(f"--only={args.only!r} matches no cell; see them with --list")
     todo = [cell for cell in wanted if cell.name not in study.done]

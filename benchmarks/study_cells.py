@@ -10,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ LOCATIONS = (4, 7, 10)
 OWN_LOCATIONS = ("tome", "evo", "ia_red2", "avit")
 #: The papers' tables have these; they come first.
 FIRST = ("dense", "life_regression", "random", "topk", "evit", "dynamicvit", "tome", "evo", "sit")
+#: These are trained with every seed.
+CENTRAL = ("life_regression", "random", "topk", "evit", "dynamicvit", "tome")
+#: Changes of a stage's fields, for life regression; the second for every method.
+HARD = {"method_options": {"hard": True}}
+DISTILLED = {"loss_weights": {"distillation": 1.0}}
+SAMPLED = {"method_options": {"sampled_rates": (0.9, 0.8, 0.7, 0.5)}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +127,14 @@ def _model(model_options: Mapping[str, Any], method: str, options: Mapping[str, 
     return slim.create_model("vit", method=method, **model_options, **options)
 
 
-def all_cells(base: Any, seeds: Iterable[int], long_epochs: float = 0.0) -> Iterator[Cell]:
+def all_cells(base: Any, seeds: Sequence[int], long_epochs: float = 0.0, full: bool = False) -> Iterator[Cell]:
     """Every cell, what matters most first: a study cut short then still compares something.
 
     Args:
       base: the study's config.
-      seeds: of the runs.
+      seeds: of the runs. All of them answer the central comparison, the first alone the other questions.
       long_epochs: > 0: the one-stage methods once more, for so many epochs.
+      full: every question with every seed, and every method at every rate.
     """
     model_options = base.model.options.to_dict()
     names = [*FIRST, *sorted(set(slim.list_methods()) - set(FIRST))]
@@ -135,11 +142,22 @@ def all_cells(base: Any, seeds: Iterable[int], long_epochs: float = 0.0) -> Iter
     for seed in seeds:
         yield _one_stage("main", "dense", "dense", {}, 1.0, seed)
         for rate in (0.7, 0.5):
-            for method in names[1:]:
+            for method in CENTRAL:
                 yield _main(method, matched(method, rate), rate, seed)
+            yield _joint("hard masks and distillation, single stage", rate, seed, HARD, DISTILLED)
+        for rate in (0.7, 0.5):
+            for method in ("random", "topk"):
+                options, stages = matched(method, rate), {"finetune": DISTILLED}
+                yield _one_stage("distilled", method, method, options, rate, seed, stages)
+    for seed in seeds if full else seeds[:1]:
+        for rate in (0.7, 0.5):
+            for method in names[1:]:
+                if method not in CENTRAL:
+                    yield _main(method, matched(method, rate), rate, seed)
+        yield from _training(seed, (0.5, 0.7) if full else (0.5,))
         yield from _ablations(seed)
         for rate in (0.9, 0.8):
-            for method in names[1:]:
+            for method in names[1:] if full else CENTRAL:
                 yield _main(method, matched(method, rate), rate, seed)
     for seed in seeds if long_epochs else ():
         for method in [name for name in names if name not in ("dense", REFERENCE)]:
@@ -171,13 +189,26 @@ def _life(group: str, variant: str, rate: float, seed: int, stages: Any = None, 
     return Cell(group, variant, REFERENCE, options, rate, seed, ("predictor", "backbone"), stages or {})
 
 
+def _joint(variant: str, rate: float, seed: int, *changes: Mapping[str, Any], group: str = "training") -> Cell:
+    """Life regression with predictor and backbone in one stage, the predictor at the rate it has in its own."""
+    options = {"keep_rate": rate, "locations": LOCATIONS}
+    stages = {"finetune": _all({"lr": {"method": 1e-2}}, *changes)}
+    return _one_stage(group, variant, REFERENCE, options, rate, seed, stages)
+
+
+def _all(*changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a stage's fields, together."""
+    together: dict[str, Any] = {}
+    for change in changes:
+        for field, value in change.items():
+            together[field] = {**together.get(field, {}), **value}
+    return together
+
+
 def _ablations(seed: int) -> Iterator[Cell]:
     """The paper's tables IV and V, then questions of our own."""
-    yield from _training(seed)
     for rate in (0.7, 0.8, 0.9):
-        options = {"keep_rate": rate, "locations": LOCATIONS}
-        joint = {"finetune": {"lr": {"method": 1e-2}}}
-        yield _one_stage("stages", "single stage", REFERENCE, options, rate, seed, joint)
+        yield _joint("single stage", rate, seed, group="stages")
     for temperature in (0.5, 1.0, 2.0, 3.0):
         yield _life("temperature", f"U={temperature:g}", 0.7, seed, temperature=temperature)
     for label, predictor, backbone in (("as printed", 1e-5, 1e-3), ("exchanged", 1e-3, 1e-5)):
@@ -189,33 +220,25 @@ def _ablations(seed: int) -> Iterator[Cell]:
         yield _life("initialisation", label, 0.7, seed, predictor_init=kind, predictor_scale=scale)
 
 
-def _training(seed: int) -> Iterator[Cell]:
+def _training(seed: int, rates: Iterable[float]) -> Iterator[Cell]:
     """Changes of life regression's training, in search of lives that beat random ones by more.
 
-    All at both rates, with the same two epochs: one for the predictor, one for the backbone.
+    All with the same two epochs: one for the predictor, one for the backbone, unless the name says a single stage.
     """
-    both = lambda **fields: {"predictor": {"method_options": fields}, "backbone": {"method_options": fields}}
-    sampled = (0.9, 0.8, 0.7, 0.5)
-    annealed = {"predictor": {"method_options": {"temperature": 0.75}}} | {
-        "backbone": {"method_options": {"temperature": 3.0}}
-    }
-    second = lambda **fields: {"backbone": {"method_options": fields}}
-    for rate in (0.5, 0.7):
-        yield _life("training", "hard masks in stage 2", rate, seed, second(hard=True))
-        hard = second(hard=True, distillation=1.0)
-        yield _life("training", "hard masks and distillation in stage 2", rate, seed, hard)
-        joint = {"finetune": {"lr": {"method": 1e-2}, "method_options": {"hard": True, "distillation": 1.0}}}
-        options = {"keep_rate": rate, "locations": LOCATIONS}
-        label = "hard masks and distillation, single stage"
-        yield _one_stage("training", label, REFERENCE, options, rate, seed, joint)
-        yield _life("training", "hard masks", rate, seed, both(hard=True))
-        yield _life("training", "distillation", rate, seed, both(distillation=1.0))
-        yield _life("training", "sampled budgets", rate, seed, both(sampled_rates=sampled))
+    second = lambda *changes: {"backbone": _all(*changes)}
+    both = lambda *changes: {"predictor": _all(*changes), **second(*changes)}
+    at = lambda temperature: {"method_options": {"temperature": temperature}}
+    annealed = {"predictor": at(0.75), "backbone": at(3.0)}
+    for rate in rates:
+        yield _life("training", "hard masks in stage 2", rate, seed, second(HARD))
+        yield _life("training", "distillation", rate, seed, both(DISTILLED))
+        yield _life("training", "hard masks and distillation in stage 2", rate, seed, second(HARD, DISTILLED))
+        yield _life("training", "hard masks and distillation", rate, seed, both(HARD, DISTILLED))
+        yield _joint("hard masks, single stage", rate, seed, HARD)
+        yield _joint("distillation, single stage", rate, seed, DISTILLED)
+        yield _life("training", "sampled budgets", rate, seed, both(SAMPLED))
         yield _life("training", "temperature 0.75, then 3", rate, seed, annealed)
-        yield _life("training", "hard masks and distillation", rate, seed, both(hard=True, distillation=1.0))
-    # stage 2 draws every budget, so that one set of weights answers for all
-    everything = second(hard=True, distillation=1.0, sampled_rates=sampled)
+    # one set of weights that has drawn every budget, so that it answers for all
+    everything = second(HARD, DISTILLED, SAMPLED)
     yield _life("training", "hard masks, distillation, sampled budgets in stage 2", 0.5, seed, everything)
-    joint = {"finetune": {"lr": {"method": 1e-2}, "method_options": everything["backbone"]["method_options"]}}
-    label = "hard masks, distillation, sampled budgets, single stage"
-    yield _one_stage("training", label, REFERENCE, {"keep_rate": 0.5, "locations": LOCATIONS}, 0.5, seed, joint)
+    yield _joint("hard masks, distillation, sampled budgets, single stage", 0.5, seed, HARD, DISTILLED, SAMPLED)

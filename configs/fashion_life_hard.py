@@ -8,7 +8,8 @@ from slimvit_jax.training.recipes import on_fashion_mnist
 
 
 def get_config():
-    options = {"keep_rate": 0.7, "locations": (4, 7, 10), "hard": True, "distillation": 1.0}
-    config = on_fashion_mnist("life_regression", options, lr={"backbone": 3e-4, "method": 1e-2}, warmup_epochs=0.1)
+    options = {"keep_rate": 0.7, "locations": (4, 7, 10), "hard": True}
+    stage = {"lr": {"backbone": 3e-4, "method": 1e-2}, "warmup_epochs": 0.1, "loss_weights": {"distillation": 1.0}}
+    config = on_fashion_mnist("life_regression", options, **stage)
     config.name = "fashion_life_hard"
     return config

@@ -1,4 +1,4 @@
-"""Life regression's training options beyond the paper: hard masks, sampled budgets, distillation."""
+"""Life regression's training options beyond the paper: hard masks and sampled budgets."""
 
 import jax
 import jax.numpy as jnp
@@ -71,24 +71,10 @@ def test_every_image_draws_its_own_rate(images):
     np.testing.assert_array_equal(model.apply(variables, images), tiny().apply(variables, images))
 
 
-def test_distillation_pulls_towards_the_dense_logits(images):
-    model, plain = tiny(distillation=2.0), tiny()
-    assert model.slim.needs_teacher and not plain.slim.needs_teacher
-    assert dict(model.slim.loss_weights) == {"classification": 1.0, "distillation": 2.0}
-    variables = variables_of(model, images)
-    logits, aux = train(model, variables, images)
-    labels = jax.nn.one_hot(jnp.arange(3), 5)
-    same = model.slim.losses(logits, aux, labels, (logits, aux))
-    other = model.slim.losses(logits, aux, labels, (logits + 3.0 * labels, aux))
-    assert abs(float(same["distillation"])) < 1e-6 and float(other["distillation"]) > 1e-4
-    assert "distillation" not in plain.slim.losses(logits, aux, labels)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"sampled_rates": (0.7, 1.2)}, "1.2"),
-        ({"distillation": -1.0}, "distillation=-1.0"),
         ({"sampled_rates": (0.7,), "budgets": (16, 8, 4, 4)}, "sampled_rates"),
     ],
 )

@@ -42,9 +42,14 @@ def test_every_method_is_matched_to_the_same_cost(method, rate):
 
 def test_cells_have_names_of_their_own_and_configs_that_hold():
     base = training.load_config(ROOT / "configs" / "study_fashion.py")
-    cells = list(study_cells.all_cells(base, (0, 1), long_epochs=30))
+    cells = list(study_cells.all_cells(base, (0, 1), long_epochs=30, full=True))
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.method for cell in cells} == {"dense", *slim.list_methods()}
+    short = [cell.name for cell in study_cells.all_cells(base, (0, 1))]
+    assert len(set(short)) == len(short) and {*short} < {cell.name for cell in cells}
+    seeds = [sum(name.endswith(f"seed{seed}") for name in short) for seed in (0, 1)]
+    assert 0 < seeds[1] < seeds[0]  # the central comparison has every seed
+    assert "main/life_regression/0.5/seed1" in short and "main/sit/0.7/seed1" not in short
     for cell in cells:
         config = training.validate(cell.config(base, "dense.safetensors"))
         epochs = sum(config.stages[name].epochs for name in config.schedule)

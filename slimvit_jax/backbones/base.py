@@ -91,14 +91,17 @@ class Backbone(nn.Module, kw_only=True):
         """The unweighted training losses by name: those of the method, and those of what only the backbone has.
 
         With `aux.taps["label_logits"]` (B, C), a labeller's predictions, the class head learns `labels` and the heads
-        for distillation the labeller's most probable class: "hard_distillation", DeiT's and LeViT's.
+        for distillation the labeller's most probable class: "hard_distillation", DeiT's and LeViT's. Given a teacher,
+        any method learns its logits, "distillation", also one that has no such loss itself.
 
         Args, as of `Slimming.losses`:
           logits, aux: of the training path.
           labels: (B, C) float target distributions.
-          teacher: (logits, aux) of the frozen dense model, where the method needs one.
+          teacher: (logits, aux) of the frozen dense model, where the method needs one or the training asks for one.
         """
         losses = self.slim.losses(logits, aux, self.mixed(labels, aux), teacher)
+        if teacher is not None and "distillation" not in losses:
+            losses["distillation"] = loss_functions.distillation(logits, teacher[0])
         heads = [aux.taps[name] for name in ("dist_logits", "class_dist_logits") if name in aux.taps]
         if "label_logits" in aux.taps and heads:
             counted = labels.sum(axis=-1, keepdims=True) > 0  # not the rows that fill up a batch
@@ -110,6 +113,10 @@ class Backbone(nn.Module, kw_only=True):
         """The default weight of every loss that `losses` gives; `labelled`: a labeller gives further labels."""
         own = {"hard_distillation": 1.0} if labelled and self.distilled and self.num_classes else {}
         return {**self.slim.loss_weights, **own}
+
+    def check_teacher(self, teacher: Any) -> None:
+        """Raises SlimError where the training losses cannot compare with this dense model."""
+        self.slim.check_teacher(teacher.geometry)
 
     def mixed(self, labels: Array, aux: Aux) -> Array:
         """The (B, C) labels of what the model made of its images: others where it mixed them in training."""

@@ -68,11 +68,13 @@ class LVViT(VisionTransformer, kw_only=True):
     def __post_init__(self) -> None:
         if self.token_labelling and self.slim.merges:
             raise SlimError(f"token_labelling=True: method {self.slim.method!r} merges patches, so they have no label")
-        if self.mix_token and self.slim.needs_teacher:
-            raise SlimError(
-                f"mix_token=True: method {self.slim.method!r} compares with a teacher, which sees the images unmixed"
-            )
+        if self.slim.needs_teacher:
+            self._check_unmixed(f"method {self.slim.method!r} compares")
         super().__post_init__()
+
+    def _check_unmixed(self, who: str) -> None:
+        if self.mix_token:
+            raise SlimError(f"mix_token=True: {who} with a teacher, which sees the images unmixed")
 
     @classmethod
     def translate(
@@ -193,6 +195,10 @@ class LVViT(VisionTransformer, kw_only=True):
             targets = boxes.paste(targets, aux.taps["pasted"])
         origin = None if self.slim.method == "dense" else aux.taps["token_origin"]
         return loss_functions.token_labelling(aux.taps["token_logits"], targets, origin)
+
+    def check_teacher(self, teacher: Any) -> None:
+        self._check_unmixed('the loss "distillation" compares')
+        super().check_teacher(teacher)
 
     def loss_weights(self, labelled: bool = False) -> dict[str, float]:
         own = {"token_labels": 0.5} if self.token_labelling else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.ops import life, select
@@ -25,7 +23,7 @@ from slimvit_jax.plan import (
     shrinking_counts,
 )
 from slimvit_jax.slimming import Slimming
-from slimvit_jax.tokens import Aux, Tokens
+from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
@@ -88,8 +86,6 @@ class LifeRegression(Slimming, kw_only=True):
         (straight-through), so that training sees what will be computed. Not in the paper.
       sampled_rates: training draws the keep rate of every image anew from these, in place of keep_rate. Not in the
         paper.
-      distillation: weight of KL(dense model || this one) of the logits, beside the cross-entropy; above 0 the frozen
-        dense model that training starts from runs too. Not in the paper.
       eps: of the predictor's layer norm.
     """
 
@@ -106,7 +102,6 @@ class LifeRegression(Slimming, kw_only=True):
     stop_gradient: bool = False
     hard: bool = False
     sampled_rates: tuple[float, ...] = ()
-    distillation: float = 0.0
     eps: float = 1e-6
 
     def check_options(self) -> None:
@@ -117,8 +112,6 @@ class LifeRegression(Slimming, kw_only=True):
             raise SlimError(
                 f"sampled_rates={self.sampled_rates!r} are keep rates at `locations`; budgets fix the counts"
             )
-        if isinstance(self.distillation, bool) or not self.distillation >= 0:
-            raise SlimError(f"distillation={self.distillation!r} must be a weight of at least 0")
         check_choice("predictor_init", self.predictor_init, ("normal", "identity", "negative_identity"))
         if not self.temperature > 0:
             raise SlimError(f"temperature={self.temperature!r} must be positive")
@@ -172,22 +165,6 @@ class LifeRegression(Slimming, kw_only=True):
 
     def setup(self) -> None:
         self.life_predictor = LifePredictor(self.eps, self.predictor_init, self.predictor_scale)
-
-    @property
-    def needs_teacher(self) -> bool:  # type: ignore[override]  # of the class elsewhere, of the options here
-        return self.distillation > 0
-
-    @property
-    def loss_weights(self) -> Mapping[str, float]:  # type: ignore[override]
-        return {"classification": 1.0} | ({"distillation": self.distillation} if self.distillation else {})
-
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        losses = super().losses(logits, aux, labels)
-        if self.distillation and teacher is not None:
-            losses["distillation"] = loss_functions.distillation(logits, teacher[0])
-        return losses
 
     def scores(self, tokens: Tokens) -> Array:
         """(B, N) float32 scores s of equation (2), from the tokens after layer t_base."""

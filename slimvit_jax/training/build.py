@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -199,11 +201,7 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, 
     model = build_model(config, stage.slimmed, name)
     others = [build_model(config, config.stages[other].slimmed, other) for other in config.schedule]
     labels = labelling.build_labeller(config, model, build_preprocess(config), labeller, others)
-    weights = model.loss_weights(labels is not None)
-    for loss, weight in stage.loss_weights.items():
-        if loss not in weights:
-            raise SlimError(f"config.stages.{name}.loss_weights has {loss!r}; choices: {', '.join(sorted(weights))}")
-        weights[loss] = float(weight)
+    weights = _loss_weights(name, stage, model.loss_weights(labels is not None))
     steps = stage.steps or max(1, round(stage.epochs * steps_per_epoch))
     rate = optim.schedule(stage, steps, steps_per_epoch)
     shapes = jax.eval_shape(lambda: init_variables(model, 0))
@@ -220,12 +218,24 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, 
     )
     slim, layers = model.slim, optim.layer_names(shapes["params"])
     optimizer = optim.make_optimizer(learning, stage, rate, layers, slim.learning_rate_scale, slim.parameter_rates)
-    teacher = build_teacher(config) if slim.needs_teacher else None
+    teacher = build_teacher(config) if slim.needs_teacher or "distillation" in weights else None
     if teacher is not None:
-        slim.check_teacher(teacher.geometry)
+        model.check_teacher(teacher)
     key = jax.random.fold_in(jax.random.key(config.seed), index + 1)
     built = (steps, steps_per_epoch, rate, optimizer, options, key, trainable, labels)
     return Stage(name, index, stage, model, teacher, *built)
+
+
+def _loss_weights(name: str, stage: Any, own: dict[str, float]) -> dict[str, float]:
+    """The model's own weights with the stage's; every slimmed model can learn the dense model's logits too."""
+    choices = sorted({*own, "distillation"} if stage.slimmed else own)
+    for loss, weight in stage.loss_weights.items():
+        if loss not in choices:
+            raise SlimError(f"config.stages.{name}.loss_weights has {loss!r}; choices: {', '.join(choices)}")
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+            raise SlimError(f"config.stages.{name}.loss_weights.{loss}={weight!r} must be a number of at least 0")
+    given = {loss: float(weight) for loss, weight in stage.loss_weights.items() if loss in own or weight}
+    return own | given
 
 
 def _trainable(trainable: Any, frozen: tuple[str, ...]) -> Any:

@@ -53,7 +53,7 @@ def stage_defaults() -> ConfigDict:
             "mixup": True,  # False: no mixup and no cutmix in this stage
             "model_options": {},  # on top of model.options, e.g. drop_path_rate
             "method_options": {},  # on top of method.options, e.g. keep_rate or budgets
-            "loss_weights": {},  # on top of the method's own
+            "loss_weights": {},  # on top of the method's own; any method can have "distillation"
         }
     )
 

@@ -140,7 +140,7 @@ def _start(config: Any, stage: build.Stage, stages: list[build.Stage], result: R
     dense = [result.variables[s.name] for s in stages if not s.config.slimmed and s.name in result.variables]
     if not dense and not config.init.path:
         raise SlimError(
-            f"stage {stage.name!r}: method {stage.model.slim.method!r} learns from a teacher that has no weights; set"
+            f"stage {stage.name!r} of method {stage.model.slim.method!r} learns from a teacher that has no weights; set"
             " config.init.path to those of the dense model, or put a dense stage (slimmed=False) in front"
         )
     fresh = build.init_variables(stage.teacher, config.seed)

@@ -1,0 +1,105 @@
+"""The dense model's logits as a target, which any method's stage can ask for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train_step import batch_of
+from train_tools import tiny_config
+
+import slimvit_jax as slim
+from slimvit_jax.errors import SlimError
+from slimvit_jax.training import build, step
+
+
+def staged(method, weights, rate=3e-2, **options):
+    """A stage of this method with these weights of its losses, and its state, whose teacher believes in class 3."""
+    config = tiny_config()
+    config.method.name = method
+    config.method.options = options
+    config.stages.backbone.loss_weights = weights
+    config.stages.backbone.update(trainable="all", warmup_epochs=0.0, weight_decay=0.0)
+    config.stages.backbone.lr.update(backbone=rate, method=rate)
+    stage = build.build_stage(config, "backbone", 100)
+    teacher = build.init_variables(stage.teacher, 1)
+    teacher["params"]["head"]["bias"] = jnp.zeros(10).at[3].set(5.0)
+    return config, stage, stage.state(build.init_variables(stage.model, 0), teacher)
+
+
+@pytest.mark.parametrize("method", [*slim.list_methods()])
+def test_every_method_learns_the_dense_logits(method):
+    """The reported loss is KL(teacher || student), whatever else the method learns, and training makes it smaller."""
+    options = {} if method in ("tome", "ia_red2", "avit") else {"locations": (2,)}
+    config, stage, state = staged(method, {"classification": 0.0, "distillation": 1.0}, **options)
+    batch = batch_of(config)
+    names = step.metric_names(stage.options.loss_weights)
+    run = jax.jit(stage.step_function())
+    seen = []
+    for _ in range(5):
+        state, metrics = run(state, batch)
+        seen.append(dict(zip(names, np.asarray(metrics), strict=True)))
+    assert all(np.isfinite(value) for value in seen[-1].values())
+    assert seen[-1]["loss_distillation"] < 0.9 * seen[0]["loss_distillation"]
+    total = sum(weight * seen[0][f"loss_{name}"] for name, weight in stage.options.loss_weights.items())
+    assert seen[0]["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_the_loss_is_the_divergence_from_the_teacher():
+    # keeps every patch: the student is a dense model too
+    config, stage, state = staged("topk", {"distillation": 2.0}, locations=(1, 2), keep_rate=1.0)
+    images, labels = batch_of(config)["image"], jax.nn.one_hot(batch_of(config)["label"], 10)
+    logits, aux = stage.model.apply(state.variables, images, train=True, return_aux=True)
+    other = stage.teacher.apply(state.teacher, images)
+    found = stage.model.losses(logits, aux, labels, (other, aux))
+    p = np.asarray(jax.nn.softmax(other), np.float64)
+    expected = (p * (np.log(p) - np.asarray(jax.nn.log_softmax(logits)))).sum(-1).mean()
+    np.testing.assert_allclose(found["distillation"], expected, rtol=1e-4)
+    assert "distillation" not in stage.model.losses(logits, aux, labels)
+    same = stage.model.losses(logits, aux, labels, (logits, aux))
+    assert abs(float(same["distillation"])) < 1e-6
+
+
+def test_without_a_weight_no_teacher_runs():
+    for weights in ({}, {"distillation": 0.0}):
+        config = tiny_config()
+        config.stages.backbone.loss_weights = weights
+        stage = build.build_stage(config, "backbone", 5)
+        assert stage.teacher is None and stage.options.loss_weights == {"classification": 1.0}
+
+
+def test_a_method_with_its_own_distillation_keeps_one():
+    _, stage, _ = staged("dynamicvit", {"distillation": 3.0}, locations=(1, 2))
+    assert stage.options.loss_weights == {**stage.model.slim.loss_weights, "distillation": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "words"),
+    [
+        ("dense", {"distillation": 1.0}, ["stages.dense", "'distillation'", "choices: classification"]),
+        ("backbone", {"distillation": -1.0}, ["stages.backbone.loss_weights.distillation=-1.0"]),
+        ("backbone", {"distillation": float("nan")}, ["distillation=nan"]),
+        ("backbone", {"distillation": True}, ["distillation=True"]),
+        ("backbone", {"dstillation": 1.0}, ["'dstillation'", "classification, distillation"]),
+    ],
+)
+def test_bad_weights_are_named(stage, weights, words):
+    config = tiny_config()
+    config.stages[stage].loss_weights = weights
+    with pytest.raises(SlimError) as caught:
+        build.build_stage(config, stage, 5)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_mixed_tokens_have_no_teacher():
+    config = tiny_config()
+    config.model.name = "lvvit"
+    config.model.options = dict(img_size=32, embed_dim=16, depth=3, num_heads=2, num_classes=10, mix_token=True)
+    config.model.options["token_labelling"] = True
+    config.method.name = "topk"
+    config.method.options = {"locations": (1, 2)}
+    config.stages.backbone.loss_weights = {"distillation": 1.0}
+    with pytest.raises(SlimError, match="mix_token=True: the loss \"distillation\" compares with a teacher"):
+        build.build_stage(config, "backbone", 5)
