@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.page.cells import ANY_BUDGET, LIFE, PAPER_LOSSES, RECOMMENDED
 
 #: The main comparison also has these two: the dense model trained on for as long, and random patches.
-REFERENCE = "life_regression"
+REFERENCE = LIFE
 LOCATIONS = (4, 7, 10)
 #: Methods whose papers' locations differ keep them; the matched keep rate evens out the cost.
 OWN_LOCATIONS = ("tome", "evo", "ia_red2", "avit")
@@ -144,7 +145,7 @@ def all_cells(base: Any, seeds: Sequence[int], long_epochs: float = 0.0, full: b
         for rate in (0.7, 0.5):
             for method in CENTRAL:
                 yield _main(method, matched(method, rate), rate, seed)
-            yield _joint("hard masks and distillation, single stage", rate, seed, HARD, DISTILLED)
+            yield _joint(RECOMMENDED, rate, seed, HARD, DISTILLED)
         for rate in (0.7, 0.5):
             for method in ("random", "topk"):
                 options, stages = matched(method, rate), {"finetune": DISTILLED}
@@ -178,9 +179,9 @@ def _main(method: str, options: Any, rate: float, seed: int) -> Cell:
     also = [("stages", "two stages")]
     if rate == 0.7:
         also += [("temperature", "U=1.5"), ("rates", "ours"), ("gradient", "through the lives")]
-        also += [("initialisation", "normal 0.02"), ("training", "the paper's losses")]
+        also += [("initialisation", "normal 0.02"), ("training", PAPER_LOSSES)]
     elif rate == 0.5:
-        also += [("training", "the paper's losses")]
+        also += [("training", PAPER_LOSSES)]
     return dataclasses.replace(_life("main", method, rate, seed), also=tuple(also))
 
 
@@ -241,4 +242,4 @@ def _training(seed: int, rates: Iterable[float]) -> Iterator[Cell]:
     # one set of weights that has drawn every budget, so that it answers for all
     everything = second(HARD, DISTILLED, SAMPLED)
     yield _life("training", "hard masks, distillation, sampled budgets in stage 2", 0.5, seed, everything)
-    yield _joint("hard masks, distillation, sampled budgets, single stage", 0.5, seed, HARD, DISTILLED, SAMPLED)
+    yield _joint(ANY_BUDGET, 0.5, seed, HARD, DISTILLED, SAMPLED)

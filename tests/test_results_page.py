@@ -70,7 +70,11 @@ def whole_study() -> list[dict]:
             rows.append(make_row("temperature", f"U={u:g}", "life_regression", 0.7, seed, life + u / 1000))
         for group, default in verdicts.DEFAULTS.items():
             rows.append(make_row(group, default, "life_regression", 0.7, seed, life))
-            rows.append(make_row(group, "sampled budgets", "life_regression", 0.7, seed, life + 0.004))
+            rows.append(make_row(group, cells.RECOMMENDED, "life_regression", 0.7, seed, life + 0.004))
+        rows.append(make_row("training", cells.RECOMMENDED, "life_regression", 0.5, seed, life + 0.003))
+        rows.append(make_row("training", cells.ANY_BUDGET, "life_regression", 0.5, seed, life + 0.001))
+        for rate in (0.7, 0.5):
+            rows.append(make_row("distilled", "random", "random", rate, seed, life - 0.008))
         rows.append(make_row("long", "evit", "evit", 0.7, seed, life + 0.02, epochs=30.0))
     return rows
 
@@ -98,12 +102,17 @@ def test_a_whole_study(tmp_path):
     text = make_page(tmp_path)
     goals = section(text, "What was to be reached")
     assert "after two epochs: with the paper's losses **yes**, -0.20 ± 0.14 points (2 seeds)" in goals
-    assert "with sampled budgets **yes**, +0.20 ± 0.14 points (2 seeds)" in goals  # the best change of the recipe
-    assert goals.count("**yes**, +1.00 ± 0.00 points") == 2  # under the same weights, and tuned with random patches
-    assert "**yes** for the 1 measured, the best of them, EViT, is at +0.20 ± 0.00 points; with sampled" in goals
+    assert f"with {cells.RECOMMENDED} **yes**, +0.20 ± 0.14 points (2 seeds)" in goals
+    # under the same weights (both recipes), and tuned with random patches
+    assert goals.count("**yes**, +1.00 ± 0.00 points") == 3
+    assert "against a model tuned with random patches **yes**, +1.30 ± 0.00 points" in goals
+    assert "with random patches and the same logits **yes**, +1.10 ± 0.00 points" in goals
+    assert "**yes** for the 1 measured, the best of them, EViT, is at +0.20 ± 0.00 points; with hard" in goals
     methods = section(text, "Methods at matched")
     assert methods.index("| EViT |") < methods.index("| **life regression** |") < methods.index("| random patches |")
-    assert "| life regression, sampled budgets | — | 90.20 ± 0.14 | — | 1.000 |" in methods
+    assert f"| life regression, {cells.RECOMMENDED} | — | 90.20 ± 0.14 | 90.10 ± 0.14 | 1.000 |" in methods
+    logits = section(text, "With the dense model's logits")
+    assert "| random patches | 88.80 ± 0.14 | 89.00 ± 0.14 | +0.20 ± 0.00 | 88.80 ± 0.14" in logits
     assert "89.80 ± 0.14" in methods and "the dense model reaches 91.00 ± 0.00 %" in methods
     assert "-0.6 (DeiT-S, 1.53x fewer); -2.1 (ViT-B, 1.45x fewer)" in methods  # EViT's row of the paper
     stages = section(text, "One stage or two")

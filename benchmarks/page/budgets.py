@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.page.cells import Stat, Study, difference, label, pool, seeds_of, table
-from benchmarks.page.study import LIFE, percent, rate_text
+from benchmarks.page.cells import LIFE, RECOMMENDED, Stat, Study, difference, label, pool, seeds_of, table
+from benchmarks.page.study import percent, rate_text
 
 
 def budgets(study: Study) -> str:
     """One model, any budget: trained at one rate, deployed at all of them."""
-    grids = [("main", LIFE)] + [("training", v) for v in study.variants("training") if "budgets" in v]
+    answers = [v for v in study.variants("training") if v == RECOMMENDED or "budgets" in v]
+    grids = [("main", LIFE)] + [("training", v) for v in answers]
     rows, cells = [], []
     deployed = study.deploy_rates()
     for group, name in grids:

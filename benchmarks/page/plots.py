@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.page.cells import Study, difference, label, pool
-from benchmarks.page.study import LIFE, temperature_of
+from benchmarks.page.cells import ANY_BUDGET, LIFE, RECOMMENDED, Study, difference, label, pool
+from benchmarks.page.study import temperature_of
 from slimvit_jax.analysis.report_text import paper_tables
 from slimvit_jax.analysis.visualize import ACCENT, INK, QUIET, SECOND, STYLE
 from slimvit_jax.files import atomic_path
@@ -36,6 +36,8 @@ def _look(name: str, place: int) -> dict[str, Any]:
     """Life regression in front, random patches as the line to beat, the others quiet but told apart."""
     if name == LIFE:
         return {"color": ACCENT, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 4}
+    if name == RECOMMENDED:
+        return {"color": SECOND, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 5}
     if name == "random":
         return {"color": INK, "marker": "x", "lw": 1.2, "ms": 6, "ls": "--", "zorder": 3}
     return {"color": COLORS[place % 20], "marker": MARKERS[place % len(MARKERS)], "lw": 0.9, "ms": 4.5, "zorder": 2}
@@ -52,19 +54,22 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = _axes(8.6, 4.8)
         drawn = 0
-        for place, name in enumerate(sorted(study.variants("main"), key=lambda name: name != LIFE)):
+        kinds = [(LIFE, "main", label(LIFE)), (RECOMMENDED, "training", f"life regression,\n{RECOMMENDED}")]
+        kinds += [(name, "main", label(name)) for name in study.variants("main") if name != LIFE]
+        for place, (name, group, called) in enumerate(kinds):
             points = []
             for rate in study.train_rates("main"):
-                top1, flops = study.stat("main", name, rate), study.stat("main", name, rate, key="flops")
+                top1, flops = study.stat(group, name, rate), study.stat(group, name, rate, key="flops")
                 if rate == 1 or top1 is None or flops is None:
                     continue
-                x = flops.mean / 1e6 if speed is None else speed.get((name, rate))
+                same_speed = LIFE if name == RECOMMENDED else name
+                x = flops.mean / 1e6 if speed is None else speed.get((same_speed, rate))
                 if x is not None:
                     points.append((x, 100 * top1.mean, 100 * (top1.spread or 0.0)))
             if points:
                 x, y, spread = zip(*points, strict=True)
-                bars = spread if name in (LIFE, "random") else None  # of all they would hide the lines
-                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=label(name), **_look(name, place))
+                bars = spread if name in (LIFE, RECOMMENDED, "random") else None  # of all they would hide the lines
+                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=called, **_look(name, place))
                 drawn += 1
         if not drawn:
             return None
@@ -83,48 +88,58 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
 
 def margins(path: Path, study: Study) -> Path | None:
     """The lead of learned over random lives, by keep rate."""
-    comparisons = {
-        "same weights, random order": (lambda r: study.by_seed("main", LIFE, r, lives="random"), ACCENT, "o"),
-        "tuned with random patches": (lambda r: study.by_seed("main", "random", r), SECOND, "s"),
-    }
+    paper, best = ("main", LIFE), ("training", RECOMMENDED)
+    comparisons = [
+        ("paper's losses: same weights, random order", paper, paper, "random", ACCENT, "o-"),
+        ("paper's losses: tuned with random patches", paper, ("main", "random"), "learned", ACCENT, "s--"),
+        ("recommended: tuned with random patches", best, ("main", "random"), "learned", SECOND, "s--"),
+        ("recommended: so tuned, with the same logits", best, ("distilled", "random"), "learned", SECOND, "D:"),
+    ]
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = _axes(6.4, 3.6)
         drawn = 0
-        for name, (chance, color, marker) in comparisons.items():
-            found = [(r, difference(study.by_seed("main", LIFE, r), chance(r))) for r in study.train_rates("main")]
+        for name, ours, chance, lives, color, style in comparisons:
+            rates = study.train_rates("main")
+            found = [(r, difference(study.by_seed(*ours, r), study.by_seed(*chance, r, lives=lives))) for r in rates]
             points = [(r, 100 * gap.mean, 100 * (gap.spread or 0.0)) for r, gap in found if gap is not None]
             if points:
                 x, y, spread = zip(*points, strict=True)
-                axis.errorbar(x, y, spread, color=color, marker=marker, capsize=3, lw=1.6, label=name)
+                axis.errorbar(x, y, spread, color=color, fmt=style, capsize=3, lw=1.6, label=name)
                 drawn += 1
         if not drawn:
             return None
         axis.axhline(0, color=INK, lw=0.8, ls=":")
         axis.set(xlabel="keep rate", ylabel="learned minus random, points")
         axis.set_title("Learned lives against random ones; bars are the spread over seeds")
-        axis.legend()
+        axis.legend(fontsize=8.5)
         return _save(figure, path)
 
 
 def budgets(path: Path, study: Study) -> Path | None:
     """Accuracy by the rate deployed at, one line per rate trained at."""
-    rates = [rate for rate in study.train_rates("main") if study.by_seed("main", LIFE, rate)]
-    if not rates:
+    lines = []
+    kinds = [("o-", "main", LIFE), ("s--", "training", RECOMMENDED), ("D:", "training", ANY_BUDGET)]
+    for style, group, variant in kinds:
+        rates = [rate for rate in study.train_rates(group) if study.by_seed(group, variant, rate)]
+        lines += [(style, group, variant, rate, place / max(1, len(rates) - 1)) for place, rate in enumerate(rates)]
+    if not lines:
         return None
-    shades = matplotlib.colormaps["plasma"](np.linspace(0.05, 0.82, len(rates)))
     with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _axes(6.4, 3.6)
-        for trained, shade in zip(rates, shades, strict=True):
-            found = [(rate, study.stat("main", LIFE, trained, keep_rate=rate)) for rate in study.deploy_rates()]
+        figure, (axis,) = _axes(8.6, 4.0)
+        for style, group, variant, trained, place in lines:
+            shade = matplotlib.colormaps["plasma" if group == "main" else "viridis"](0.1 + 0.65 * place)
+            found = [(rate, study.stat(group, variant, trained, keep_rate=rate)) for rate in study.deploy_rates()]
             x, y = zip(*[(rate, 100 * stat.mean) for rate, stat in found if stat is not None], strict=True)
-            axis.plot(x, y, "o-", color=shade, lw=1.6, ms=4, label=f"trained at {trained:g}")
-            native = pool(study.by_seed("main", LIFE, trained))
-            if native is not None:
+            recipe = {LIFE: "paper's losses", RECOMMENDED: "recommended", ANY_BUDGET: "sampled budgets"}[variant]
+            at = "" if variant == ANY_BUDGET else f", trained at {trained:g}"
+            axis.plot(x, y, style, color=shade, lw=1.6, ms=4, label=recipe + at)
+            native = pool(study.by_seed(group, variant, trained))
+            if native is not None and variant != ANY_BUDGET:
                 axis.plot(trained, 100 * native.mean, "o", mfc="none", mec=shade, ms=11)
         axis.axhline(100 * study.dense.mean, color=INK, lw=0.8, ls=":", label="dense, before")
         axis.set(xlabel="keep rate deployed at", ylabel="top-1, %")
         axis.set_title("One set of weights at every budget; rings: the rate trained at")
-        axis.legend(fontsize=8.5)
+        figure.legend(loc="outside right center", fontsize=8.5)
         return _save(figure, path)
 
 
