@@ -1,7 +1,7 @@
-"""DPC-KNN on ImageNet: under EViT's fine-tuning."""
+"""DPC-KNN on ImageNet under the protocol of "Which Tokens to Use?"."""
 
-from slimvit_jax.training.recipes import fine_tune_on_imagenet
+from slimvit_jax.training.recipes import compare_on_imagenet
 
 
 def get_config():
-    return fine_tune_on_imagenet("dpcknn", {"keep_rate": 0.7})
+    return compare_on_imagenet("dpcknn", {"keep_rate": 0.7})

@@ -1,7 +1,7 @@
-"""PatchMerger on ImageNet: under EViT's fine-tuning, the fresh queries faster."""
+"""PatchMerger on ImageNet under the protocol of "Which Tokens to Use?"."""
 
-from slimvit_jax.training.recipes import fine_tune_on_imagenet
+from slimvit_jax.training.recipes import compare_on_imagenet
 
 
 def get_config():
-    return fine_tune_on_imagenet("patchmerger", {"keep_rate": 0.7}, lr={"backbone": 4e-5, "method": 1e-3})
+    return compare_on_imagenet("patchmerger", {"keep_rate": 0.7})

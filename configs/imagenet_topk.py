@@ -1,7 +1,7 @@
-"""Top-k by class attention on ImageNet: under EViT's fine-tuning: the baseline of every method that ranks."""
+"""Top-k by class attention on ImageNet, the plainest ranking, under the protocol of "Which Tokens to Use?"."""
 
-from slimvit_jax.training.recipes import fine_tune_on_imagenet
+from slimvit_jax.training.recipes import compare_on_imagenet
 
 
 def get_config():
-    return fine_tune_on_imagenet("topk", {"keep_rate": 0.7})
+    return compare_on_imagenet("topk", {"keep_rate": 0.7})
