@@ -80,7 +80,7 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
         axis.set_ylabel("top-1, %")
         axis.set_title(
             f"{study.config('data.name')}, {study.scale}: "
-            + (f"mean of {study.seeds} seeds, bars are their spread" if study.seeds > 1 else "one seed")
+            + (f"mean of up to {study.seeds} seeds, bars are their spread" if study.seeds > 1 else "one seed")
         )
         figure.legend(loc="outside right center", fontsize=8.5)
         return _save(figure, path)
@@ -96,7 +96,7 @@ def margins(path: Path, study: Study) -> Path | None:
         ("recommended: so tuned, with the same logits", best, ("distilled", "random"), "learned", SECOND, "D:"),
     ]
     with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _axes(6.4, 3.6)
+        figure, (axis,) = _axes(8.6, 3.6)
         drawn = 0
         for name, ours, chance, lives, color, style in comparisons:
             rates = study.train_rates("main")
@@ -111,8 +111,13 @@ def margins(path: Path, study: Study) -> Path | None:
         axis.axhline(0, color=INK, lw=0.8, ls=":")
         axis.set(xlabel="keep rate", ylabel="learned minus random, points")
         axis.set_title("Learned lives against random ones; bars are the spread over seeds")
-        axis.legend(fontsize=8.5)
+        _ticks(axis, study.train_rates("main"))
+        figure.legend(loc="outside right center", fontsize=8.5)
         return _save(figure, path)
+
+
+def _ticks(axis: Axes, rates: Sequence[float]) -> None:
+    axis.set_xticks([rate for rate in rates if rate < 1])
 
 
 def budgets(path: Path, study: Study) -> Path | None:
@@ -128,6 +133,8 @@ def budgets(path: Path, study: Study) -> Path | None:
         figure, (axis,) = _axes(8.6, 4.0)
         for style, group, variant, trained, place in lines:
             shade = matplotlib.colormaps["plasma" if group == "main" else "viridis"](0.1 + 0.65 * place)
+            if variant == ANY_BUDGET:
+                shade = INK
             found = [(rate, study.stat(group, variant, trained, keep_rate=rate)) for rate in study.deploy_rates()]
             x, y = zip(*[(rate, 100 * stat.mean) for rate, stat in found if stat is not None], strict=True)
             recipe = {LIFE: "paper's losses", RECOMMENDED: "recommended", ANY_BUDGET: "sampled budgets"}[variant]
@@ -137,6 +144,7 @@ def budgets(path: Path, study: Study) -> Path | None:
             if native is not None and variant != ANY_BUDGET:
                 axis.plot(trained, 100 * native.mean, "o", mfc="none", mec=shade, ms=11)
         axis.axhline(100 * study.dense.mean, color=INK, lw=0.8, ls=":", label="dense, before")
+        _ticks(axis, study.deploy_rates())
         axis.set(xlabel="keep rate deployed at", ylabel="top-1, %")
         axis.set_title("One set of weights at every budget; rings: the rate trained at")
         figure.legend(loc="outside right center", fontsize=8.5)
