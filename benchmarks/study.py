@@ -111,7 +111,7 @@ class Study:
         row |= {"options": dict(cell.options), "train_rate": cell.train_rate, "seed": cell.seed}
         row |= {"epochs": sum(config.stages[name].epochs for name in cell.schedule)}
         try:
-            result = training.run(config, folder)
+            result = training.run(config, folder) if cell.schedule else untuned(config)
         except training.NotFinite as error:
             row |= {"error": str(error), "evals": []}
         else:
@@ -123,9 +123,20 @@ class Study:
         rows = [row, *({**row, "group": group, "variant": variant} for group, variant in cell.also)]
         self.rows += rows
         write_text(self._results, "".join(json.dumps(r, allow_nan=False) + "\n" for r in self.rows))
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=not cell.schedule)
         jax.clear_caches()  # a cell's programs serve no other
         return rows
+
+
+def untuned(config: Any) -> Any:
+    """What a run of no stages leaves: the method under the dense model's weights."""
+    from types import SimpleNamespace
+
+    from slimvit_jax.training import build
+
+    model, dense_model = build.build_model(config), build.build_model(config, slimmed=False)
+    variables = {"dense": build.start_variables(config, model)}
+    return SimpleNamespace(model=model, dense_model=dense_model, variables=variables, seconds={})
 
 
 def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
@@ -138,7 +149,7 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
     from slimvit_jax.analysis.evaluate import Inference, evaluate, random_lives
     from slimvit_jax.training import build
 
-    variables = result.variables[cell.schedule[-1]]
+    variables = result.variables[cell.schedule[-1] if cell.schedule else "dense"]
     options = config.model.options.to_dict()
     source = build.build_source(config, config.data.eval_split)
     found = []
@@ -150,7 +161,7 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
         found.append({"keep_rate": rate, "lives": lives, **facts, **cost})
 
     if cell.method == "life_regression":
-        for rate in config.eval.keep_rates:
+        for rate in config.eval.keep_rates if "budgets" not in cell.options else [cell.train_rate]:
             deployed = {**cell.options, "keep_rate": rate, "locations": LOCATIONS}
             model = create_model(config.model.name, method=cell.method, **options, **deployed)
             run = Inference(model, variables)

@@ -27,6 +27,13 @@ OWN_LOCATIONS = ("tome", "evo", "ia_red2", "avit")
 FIRST = ("dense", "life_regression", "random", "topk", "evit", "dynamicvit", "tome", "evo", "sit")
 #: These are trained with every seed.
 CENTRAL = ("life_regression", "random", "topk", "evit", "dynamicvit", "tome")
+#: These have no parameters of their own, so that they work without any tuning.
+WITHOUT_PARAMETERS = ("random", "topk", "evit", "tome", "ats", "dpcknn", "kmedoids")
+#: Patches per layer that cost what life regression costs at 0.7 on 49 patches: a few fewer in every layer.
+GRADUAL = {
+    "from layer 2 on": (49, 46, 43, 41, 38, 36, 33, 31, 28, 25, 22, 20),
+    "from layer 5 on": (49, 49, 49, 49, 40, 36, 32, 29, 25, 22, 18, 14),
+}
 #: Changes of a stage's fields, for life regression; the second for every method.
 HARD = {"method_options": {"hard": True}}
 DISTILLED = {"loss_weights": {"distillation": 1.0}}
@@ -43,7 +50,7 @@ class Cell:
       method, options: "dense" for the model without a method.
       train_rate: the keep rate trained at, as life regression counts it.
       seed: of data order, augmentation and new parameters.
-      schedule: stages of the study's config that it runs.
+      schedule: stages of the study's config that it runs; none: the dense weights are evaluated as they are.
       stages: fields of them that differ.
     """
 
@@ -145,18 +152,21 @@ def all_cells(base: Any, seeds: Sequence[int], long_epochs: float = 0.0, full: b
         for rate in (0.7, 0.5):
             for method in CENTRAL:
                 yield _main(method, matched(method, rate), rate, seed)
-            yield _joint(RECOMMENDED, rate, seed, HARD, DISTILLED)
+            yield _recommended(rate, seed)
         for rate in (0.7, 0.5):
             for method in ("random", "topk"):
                 options, stages = matched(method, rate), {"finetune": DISTILLED}
                 yield _one_stage("distilled", method, method, options, rate, seed, stages)
     for seed in seeds if full else seeds[:1]:
+        for rate in (0.9, 0.8, 0.7, 0.5):
+            for method in WITHOUT_PARAMETERS:
+                yield Cell("untuned", method, method, matched(method, rate), rate, seed, ())
         for rate in (0.7, 0.5):
             for method in names[1:]:
                 if method not in CENTRAL:
                     yield _main(method, matched(method, rate), rate, seed)
         yield from _training(seed, (0.5, 0.7) if full else (0.5,))
-        yield from _ablations(seed)
+        yield from _ablations(base, seed)
         for rate in (0.9, 0.8):
             for method in names[1:] if full else CENTRAL:
                 yield _main(method, matched(method, rate), rate, seed)
@@ -190,11 +200,18 @@ def _life(group: str, variant: str, rate: float, seed: int, stages: Any = None, 
     return Cell(group, variant, REFERENCE, options, rate, seed, ("predictor", "backbone"), stages or {})
 
 
-def _joint(variant: str, rate: float, seed: int, *changes: Mapping[str, Any], group: str = "training") -> Cell:
+def _joint(
+    variant: str, rate: float, seed: int, *changes: Mapping[str, Any], group: str = "training", **options: Any
+) -> Cell:
     """Life regression with predictor and backbone in one stage, the predictor at the rate it has in its own."""
-    options = {"keep_rate": rate, "locations": LOCATIONS}
+    options = options or {"keep_rate": rate, "locations": LOCATIONS}
     stages = {"finetune": _all({"lr": {"method": 1e-2}}, *changes)}
     return _one_stage(group, variant, REFERENCE, options, rate, seed, stages)
+
+
+def _recommended(rate: float, seed: int) -> Cell:
+    also = (("schedule", "at three layers"),) if rate == 0.7 else ()
+    return dataclasses.replace(_joint(RECOMMENDED, rate, seed, HARD, DISTILLED), also=also)
 
 
 def _all(*changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,10 +223,14 @@ def _all(*changes: Mapping[str, Any]) -> dict[str, Any]:
     return together
 
 
-def _ablations(seed: int) -> Iterator[Cell]:
+def _ablations(base: Any, seed: int) -> Iterator[Cell]:
     """The paper's tables IV and V, then questions of our own."""
     for rate in (0.7, 0.8, 0.9):
         yield _joint("single stage", rate, seed, group="stages")
+    if base.model.options.img_size == 7 * base.model.options.patch_size:
+        for label, budgets in GRADUAL.items():
+            changes = (HARD, DISTILLED)
+            yield _joint(f"a few in every layer, {label}", 0.7, seed, *changes, group="schedule", budgets=budgets)
     for temperature in (0.5, 1.0, 2.0, 3.0):
         yield _life("temperature", f"U={temperature:g}", 0.7, seed, temperature=temperature)
     for label, predictor, backbone in (("as printed", 1e-5, 1e-3), ("exchanged", 1e-3, 1e-5)):
