@@ -87,6 +87,7 @@ def study_sections(found: Study, folder: Path, picture: Picture, link: str) -> l
     ratios, said = measured_speed(found)
     drawn = plots.accuracy(folder / f"{name}_accuracy_speed.png", found, ratios) if ratios else None
     parts.append(picture("Top-1 against measured speed-up", drawn, said) or said)
+    parts += ["### Without any tuning", budgets.untuned(found)]
     parts += ["### With the dense model's logits", study.distilled(found)]
     parts += ["### Learned lives against random ones", budgets.margins(found)]
     margins = plots.margins(folder / f"{name}_margins.png", found)

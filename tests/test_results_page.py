@@ -68,6 +68,8 @@ def whole_study() -> list[dict]:
         rows.append(make_row("stages", "single stage", "life_regression", 0.7, seed, life + 0.01))
         for u in (0.5, 1.5, 3):
             rows.append(make_row("temperature", f"U={u:g}", "life_regression", 0.7, seed, life + u / 1000))
+        rows.append(make_row("untuned", "tome", "tome", 0.7, seed, 0.899))
+        rows.append(make_row("untuned", "topk", "topk", 0.7, seed, 0.65))
         for group, default in verdicts.DEFAULTS.items():
             rows.append(make_row(group, default, "life_regression", 0.7, seed, life))
             rows.append(make_row(group, cells.RECOMMENDED, "life_regression", 0.7, seed, life + 0.004))
@@ -111,6 +113,9 @@ def test_a_whole_study(tmp_path):
     methods = section(text, "Methods at matched")
     assert methods.index("| EViT |") < methods.index("| **life regression** |") < methods.index("| random patches |")
     assert f"| life regression, {cells.RECOMMENDED} | — | 90.20 ± 0.14 | 90.10 ± 0.14 | 1.000 |" in methods
+    untuned = section(text, "Without any tuning")
+    assert untuned.index("| ToMe | 89.90 ± 0.00 | — |") < untuned.index("| top-k | 65.00 ± 0.00 | — |")
+    assert "ToMe changes the accuracy by -0.10 ± 0.00 points at 0.7, top-k by -25.00 ± 0.00. On these" in text
     logits = section(text, "With the dense model's logits")
     assert "| random patches | 88.80 ± 0.14 | 89.00 ± 0.14 | +0.20 ± 0.00 | 88.80 ± 0.14" in logits
     assert "89.80 ± 0.14" in methods and "the dense model reaches 91.00 ± 0.00 %" in methods

@@ -1,4 +1,4 @@
-"""What one set of weights gives at other budgets, learned against random lives, and longer runs."""
+"""What one set of weights gives at other budgets, learned against random lives, methods untuned, and longer runs."""
 
 from __future__ import annotations
 
@@ -54,6 +54,25 @@ def margins(study: Study) -> str:
     )
     header = ["keep rate", "learned lives, %", "random lives, same weights, %", "lead, points"]
     return "\n\n".join([text, table([*header, "tuned with random patches, %", "lead, points"], rows)])
+
+
+def untuned(study: Study) -> str:
+    """Methods without parameters under the dense model's weights as they are."""
+    rates = study.train_rates("untuned")
+    if not rates:
+        return "Not measured yet."
+    mean = lambda name: sum(s.mean for r in rates if (s := study.stat("untuned", name, r)) is not None)
+    rows = []
+    for name in sorted(study.variants("untuned"), key=mean, reverse=True):
+        found = [study.by_seed("untuned", name, rate) for rate in rates]
+        gain = difference(study.by_seed("main", name, 0.7), study.by_seed("untuned", name, 0.7))
+        rows.append([label(name), *[percent(pool(one)) for one in found], gain.text() if gain else "—"])
+    text = (
+        "Top-1 of the methods that have no parameters, under the dense weights before any tuning, and what two epochs "
+        "add at 0.7."
+    )
+    header = ["method", *[f"{rate_text(rate)}: top-1, %" for rate in rates], "0.7: gain by tuning, points"]
+    return f"{text}\n\n{table(header, rows)}"
 
 
 def long_runs(study: Study) -> str:
