@@ -76,4 +76,3 @@ def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, 
         | {"wall": timing.wall, "cpu": timing.cpu}
         for label, timing in timings.items()
     ]
-

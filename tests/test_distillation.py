@@ -101,5 +101,5 @@ def test_mixed_tokens_have_no_teacher():
     config.method.name = "topk"
     config.method.options = {"locations": (1, 2)}
     config.stages.backbone.loss_weights = {"distillation": 1.0}
-    with pytest.raises(SlimError, match="mix_token=True: the loss \"distillation\" compares with a teacher"):
+    with pytest.raises(SlimError, match='mix_token=True: the loss "distillation" compares with a teacher'):
         build.build_stage(config, "backbone", 5)

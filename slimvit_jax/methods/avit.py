@@ -188,9 +188,7 @@ class AViT(Slimming, kw_only=True):
 
         rho, counter = whole("rho"), whole("counter")
         origin = jnp.broadcast_to(jnp.arange(order.shape[1], dtype=jnp.int32), order.shape)
-        tokens = tokens.replace(
-            x=whole("out").astype(tokens.x.dtype), origin=origin, input_mask=None, log_weight=None
-        )
+        tokens = tokens.replace(x=whole("out").astype(tokens.x.dtype), origin=origin, input_mask=None, log_weight=None)
         tokens = tokens.replace(taps={**tokens.taps, "rho": rho, "counter": counter.astype(jnp.int32)})
         return tokens.remember(scores=rho[:, prefix:])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import jax
@@ -232,7 +231,7 @@ def _loss_weights(name: str, stage: Any, own: dict[str, float]) -> dict[str, flo
     for loss, weight in stage.loss_weights.items():
         if loss not in choices:
             raise SlimError(f"config.stages.{name}.loss_weights has {loss!r}; choices: {', '.join(choices)}")
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise SlimError(f"config.stages.{name}.loss_weights.{loss}={weight!r} must be a number of at least 0")
     given = {loss: float(weight) for loss, weight in stage.loss_weights.items() if loss in own or weight}
     return own | given
