@@ -1,10 +1,12 @@
 """slimvit_jax: token slimming for vision transformers in JAX.
 
-import slimvit_jax as slim
+In short:
 
-model = slim.create_model("deit_small_patch16_224", method="life_regression", keep_rate=0.7)
-variables = slim.load(model, "deit_small.safetensors", init_missing=("life_predictor",))
-logits, aux = model.apply(variables, images, return_aux=True)
+    import slimvit_jax as slim
+
+    model = slim.create_model("deit_small_patch16_224", method="life_regression", keep_rate=0.7)
+    variables = slim.load(model, "deit_small.safetensors", init_missing=("life_predictor",))
+    logits, aux = model.apply(variables, images, return_aux=True)
 """
 
 from slimvit_jax import losses, methods
