@@ -8,6 +8,8 @@ import pytest
 import slimvit_jax as slim
 from benchmarks import study, study_cells
 from slimvit_jax import training
+from slimvit_jax.analysis.evaluate import Inference, evaluate
+from slimvit_jax.training import build
 
 # The fixture is a minute of work: one worker does it, once.
 pytestmark = pytest.mark.xdist_group("study")
@@ -51,6 +53,9 @@ def test_cells_have_names_of_their_own_and_configs_that_hold():
     assert 0 < seeds[1] < seeds[0]  # the central comparison has every seed
     assert "main/life_regression/0.5/seed1" in short and "main/sit/0.7/seed1" not in short
     for cell in cells:
+        if not cell.schedule:
+            assert cell.group == "untuned"
+            continue
         config = training.validate(cell.config(base, "dense.safetensors"))
         epochs = sum(config.stages[name].epochs for name in config.schedule)
         assert epochs == (30 if cell.group == "long" else 2)
@@ -63,7 +68,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "config.py").write_text(CONFIG)
     arguments = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'work'}", "--seeds=0"]
-    arguments += ["--only=main/(life_regression|tome)/0.7/seed0"]
+    arguments += ["--only=(main/(life_regression|tome)|untuned/tome)/0.7/seed0"]
     assert study.main(arguments) == 0
     return folder / "work", arguments
 
@@ -76,6 +81,8 @@ def test_results_are_complete(done):
     life = {(e["keep_rate"], e["lives"]) for e in main["life_regression"]["evals"]}
     assert life == {(rate, lives) for rate in (0.7, 0.5) for lives in ("learned", "random")}
     assert [e["lives"] for e in main["tome"]["evals"]] == [None]
+    (untuned,) = [row for row in rows if row["group"] == "untuned"]
+    assert untuned["epochs"] == 0 and untuned["options"] == main["tome"]["options"]
     assert {row["group"] for row in rows} > {"main", "stages", "temperature"}  # a cell answers several questions
     assert all(e["examples"] == 360 and 0 <= e["accuracy"] <= 1 for row in rows for e in row["evals"])
     about = json.loads((work / "study.json").read_text())
@@ -85,6 +92,13 @@ def test_results_are_complete(done):
     }  # fmt: skip
     options = about["config"]
     assert options["model.options.embed_dim"] == 16
+    # without tuning: the dense weights as they are
+    shape = {k.removeprefix("model.options."): v for k, v in options.items() if k.startswith("model.options.")}
+    model = slim.create_model("vit", "tome", **shape, **untuned["options"])
+    config = training.load_config(work.parent / "config.py")
+    data = build.eval_data(config, build.build_source(config, "test"))
+    found = evaluate(Inference(model, slim.load(model, work / "dense.safetensors")), batches=data)
+    assert found.top1 == untuned["evals"][0]["accuracy"]
 
 
 def test_the_same_command_does_nothing_twice(done, capsys):
@@ -93,7 +107,7 @@ def test_the_same_command_does_nothing_twice(done, capsys):
     assert study.main(arguments) == 0
     assert ((work / "results.jsonl").read_bytes(), (work / "dense.safetensors").stat().st_mtime_ns) == before
     assert study.main([*arguments, "--list"]) == 0
-    assert "2 of 2 done" in capsys.readouterr().out
+    assert "3 of 3 done" in capsys.readouterr().out
 
 
 def test_a_study_older_than_a_field_goes_on(done, tmp_path):

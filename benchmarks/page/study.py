@@ -21,6 +21,7 @@ QUESTIONS = {
     "gradient": "Gradient of the backbone through the lives while it is tuned",
     "initialisation": "Initial W of the predictor",
     "training": "Changes of life regression's training",
+    "search": "Further attempts on the recommended training",
     "schedule": "When patches die, at one cost, with the recommended training",
 }
 

@@ -15,6 +15,7 @@ DEFAULTS = {
     "gradient": "through the lives",
     "initialisation": "normal 0.02",
     "training": PAPER_LOSSES,
+    "search": RECOMMENDED,
     "schedule": "at three layers",
 }
 
