@@ -43,7 +43,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     add("--only", default="", metavar="REGEX", help="only cells whose whole name it matches")
     add("--hours", type=float, default=0.0, metavar="H", help="start no cell later than this; 0: no limit")
     add("--long", type=float, default=0.0, metavar="EPOCHS", help="the one-stage methods for so long too, e.g. 30")
-    add("--full", action="store_true", help="every question with every seed, every method at every rate: twice as long")
+    add("--full", action="store_true", help="all seeds for all questions, all methods at all rates: 3 x as long")
     add("--list", action="store_true", help="print the cells and whether they are done; train nothing")
     return parser.parse_known_args(argv)
 
