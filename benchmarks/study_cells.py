@@ -275,10 +275,11 @@ def _training(seed: int, rates: Iterable[float]) -> Iterator[Cell]:
         yield _life("training", "distillation", rate, seed, both(DISTILLED))
         yield _life("training", "hard masks and distillation in stage 2", rate, seed, second(HARD, DISTILLED))
         yield _life("training", "hard masks and distillation", rate, seed, both(HARD, DISTILLED))
-        yield _joint("hard masks, single stage", rate, seed, HARD)
         yield _joint("distillation, single stage", rate, seed, DISTILLED)
         yield _life("training", "sampled budgets", rate, seed, both(SAMPLED))
         yield _life("training", "temperature 0.75, then 3", rate, seed, annealed)
+    for rate in (0.5, 0.7):
+        yield _joint("hard masks, single stage", rate, seed, HARD)
     # one set of weights that has drawn every budget, so that it answers for all
     everything = second(HARD, DISTILLED, SAMPLED)
     yield _life("training", "hard masks, distillation, sampled budgets in stage 2", 0.5, seed, everything)
