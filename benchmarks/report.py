@@ -15,11 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from benchmarks.page import budgets, counts, lives, others, plots, speed, study, verdicts
 from benchmarks.page.cells import Study
+from benchmarks.study_cells import all_cells
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_text
 
+SEEDS = (0, 1, 2)
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "study_micro": "python -m benchmarks.study --config=configs/study_fashion.py --workdir=results/study_micro",
@@ -76,7 +80,7 @@ def page(results: Path, docs: Path) -> str:
 def study_sections(found: Study, folder: Path, picture: Picture, link: str) -> list[str]:
     """Everything about one study."""
     name = found.path.name
-    parts = [study.about(found)]
+    parts = [study.about(found), still_to_do(found)]
     if not found.rows:
         return [*parts, f"No run is finished yet: `{COMMANDS.get(name, COMMANDS['study_micro'])}`"]
     parts += ["### What was to be reached", verdicts.goals(found)]
@@ -108,6 +112,26 @@ def study_sections(found: Study, folder: Path, picture: Picture, link: str) -> l
         *parts,
         f"All runs: [`results.jsonl`]({link}/{name}/results.jsonl), [`study.json`]({link}/{name}/study.json).",
     ]
+
+
+def still_to_do(found: Study) -> str:
+    """Which of the study's runs are missing, by what they are about."""
+    base = ConfigDict({"model": {"options": found.model_options()}})
+    try:
+        planned = [cell.name for cell in all_cells(base, SEEDS)]
+    except SlimError:  # a model that the study's own cells do not fit, as in tests
+        return ""
+    left = [name for name in planned if name not in {row["cell"] for row in found.rows}]
+    if not left:
+        return f"All {len(planned)} planned runs are done."
+    kinds: dict[str, int] = {}
+    for name in left:
+        group, variant, rate, seed = name.split("/")
+        about = f"{group} at {rate}" + ("" if seed == "seed0" else ", further seeds")
+        kinds[about] = kinds.get(about, 0) + 1
+    said = "; ".join(f"{about} ({count})" for about, count in kinds.items())
+    command = f"`{COMMANDS.get(found.path.name, COMMANDS['study_micro'])}`"
+    return f"**{len(left)} of {len(planned)} planned runs are still to be done**: {said}. {command} does them."
 
 
 def measured_speed(found: Study) -> tuple[dict[tuple[str, float], float], str]:
