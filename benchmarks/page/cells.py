@@ -19,10 +19,11 @@ from typing import Any
 from slimvit_jax.errors import SlimError
 
 LIFE = "life_regression"
-#: Variants of the study's group "training": the one that changes nothing, the one of configs/fashion_life_hard.py, and
-#: the one whose weights have been trained at every budget.
+#: Variants of the study's group "training": the one that changes nothing, the one of configs/fashion_life_hard.py, that
+#: one with the dense model's logits, and the one whose weights have been trained at every budget.
 PAPER_LOSSES = "the paper's losses"
-RECOMMENDED = "hard masks and distillation, single stage"
+RECOMMENDED = "hard masks, single stage"
+WITH_LOGITS = "hard masks and distillation, single stage"
 ANY_BUDGET = "hard masks, distillation, sampled budgets, single stage"
 #: What the page calls the methods.
 NAMES = {

@@ -5,7 +5,7 @@ Every sentence follows from a rule on the numbers (cells.py), so a new run of th
 
 from __future__ import annotations
 
-from benchmarks.page.cells import LIFE, PAPER_LOSSES, RECOMMENDED, Difference, Study, difference, label
+from benchmarks.page.cells import LIFE, PAPER_LOSSES, RECOMMENDED, WITH_LOGITS, Difference, Study, difference, label
 from benchmarks.page.study import QUESTIONS, temperature_of
 from slimvit_jax.analysis.report_text import paper_tables
 
@@ -15,7 +15,7 @@ DEFAULTS = {
     "gradient": "through the lives",
     "initialisation": "normal 0.02",
     "training": PAPER_LOSSES,
-    "search": RECOMMENDED,
+    "search": WITH_LOGITS,
     "schedule": "at three layers",
 }
 
@@ -34,9 +34,10 @@ def goals(study: Study) -> str:
 
 
 def contenders(study: Study, rate: float) -> list[tuple[str, str, str]]:
-    """(what it is called, group, variant): the paper's recipe and the recommended one, as far as they are measured."""
-    both = [(PAPER_LOSSES, "main", LIFE), (RECOMMENDED, "training", RECOMMENDED)]
-    return [one for one in both if study.by_seed(one[1], one[2], rate)]
+    """(what it is called, group, variant): the paper's recipe, the recommended one and that with the dense model's
+    logits, as far as they are measured."""
+    recipes = [(PAPER_LOSSES, "main", LIFE), *[(name, "training", name) for name in (RECOMMENDED, WITH_LOGITS)]]
+    return [one for one in recipes if study.by_seed(one[1], one[2], rate)]
 
 
 def _near_dense(study: Study) -> str:
@@ -59,7 +60,7 @@ def _above_random(study: Study) -> str:
         same = difference(learned, study.by_seed(group, variant, 0.5, lives="random"))
         tuned = difference(learned, study.by_seed("main", "random", 0.5))
         against_random = [(same, "under the same weights"), (tuned, "against a model tuned with random patches")]
-        if variant == RECOMMENDED:
+        if variant == WITH_LOGITS:
             taught = difference(learned, study.by_seed("distilled", "random", 0.5))
             against_random.append((taught, "against a model tuned with random patches and the same logits"))
         for lead, against in against_random:
