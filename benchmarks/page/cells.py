@@ -25,6 +25,7 @@ PAPER_LOSSES = "the paper's losses"
 RECOMMENDED = "hard masks, single stage"
 WITH_LOGITS = "hard masks and distillation, single stage"
 ANY_BUDGET = "hard masks, distillation, sampled budgets, single stage"
+FITTED_GATE = "10, fitted to this model"  # of the group "gate"
 #: What the page calls the methods.
 NAMES = {
     "dense": "dense, trained on",

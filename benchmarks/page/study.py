@@ -22,6 +22,7 @@ QUESTIONS = {
     "gradient": "Gradient of the backbone through the lives while it is tuned",
     "initialisation": "Initial W of the predictor",
     "training": "Changes of life regression's training",
+    "gate": "A-ViT's gate_center",
     "search": "Further attempts, on hard masks and distillation in a single stage",
     "schedule": "When patches die, at one cost, with hard masks and distillation in a single stage",
 }

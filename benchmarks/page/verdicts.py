@@ -5,7 +5,17 @@ Every sentence follows from a rule on the numbers (cells.py), so a new run of th
 
 from __future__ import annotations
 
-from benchmarks.page.cells import LIFE, PAPER_LOSSES, RECOMMENDED, WITH_LOGITS, Difference, Study, difference, label
+from benchmarks.page.cells import (
+    FITTED_GATE,
+    LIFE,
+    PAPER_LOSSES,
+    RECOMMENDED,
+    WITH_LOGITS,
+    Difference,
+    Study,
+    difference,
+    label,
+)
 from benchmarks.page.study import QUESTIONS, temperature_of
 from slimvit_jax.analysis.report_text import paper_tables
 
@@ -15,6 +25,7 @@ DEFAULTS = {
     "gradient": "through the lives",
     "initialisation": "normal 0.02",
     "training": PAPER_LOSSES,
+    "gate": FITTED_GATE,
     "search": WITH_LOGITS,
     "schedule": "at three layers",
 }
