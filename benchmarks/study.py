@@ -104,12 +104,14 @@ class Study:
         import jax
 
         from slimvit_jax import save
+        from slimvit_jax.analysis.timing import describe_machine
 
         folder = self.path / "runs" / re.sub(r"[^A-Za-z0-9.]+", "_", cell.name)
         config = cell.config(self.config, self.dense_weights())
         row = {"cell": cell.name, "group": cell.group, "variant": cell.variant, "method": cell.method}
         row |= {"options": dict(cell.options), "train_rate": cell.train_rate, "seed": cell.seed}
         row |= {"epochs": sum(config.stages[name].epochs for name in cell.schedule)}
+        row |= {"processor": describe_machine()["processor"]}  # a study may go on on another machine
         try:
             result = training.run(config, folder) if cell.schedule else untuned(config)
         except training.NotFinite as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from benchmarks.page.cells import (
     LIFE,
     PAPER_LOSSES,
@@ -43,9 +45,12 @@ def about(study: Study) -> str:
     dense = facts["dense"]
     shape = ", ".join(f"{key} {value}" for key, value in sorted(options.items()))
     device = ", ".join(machine.get("devices", [])) or "a machine that the file does not describe"
+    elsewhere = {row["cell"]: row["processor"] for row in study.rows if "processor" in row}
+    counts = Counter(name for name in elsewhere.values() if name != machine.get("processor"))
+    moved = "".join(f"; {count} runs on {name}" for name, count in counts.items())
     lines = [
         f"`{facts.get('command', 'python -m benchmarks.study')}`, {facts.get('date', '')[:10]}, on "
-        f"{machine.get('processor', '')} ({machine.get('cores', '?')} cores; {device}). Data: "
+        f"{machine.get('processor', '')} ({machine.get('cores', '?')} cores; {device}{moved}). Data: "
         f"{study.config('data.name')}, accuracy on its `{study.config('data.eval_split')}` split. Model: "
         f"{study.config('model.name')} ({shape}), {dense['parameters']:,} parameters, {dense['flops'] / 1e6:,.1f} M "
         "multiply-adds.",
