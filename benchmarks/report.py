@@ -1,6 +1,9 @@
-"""Turns results/ into docs/results.md and its pictures.
+"""Turns results/ into docs/results.md and its pictures, and into the study's table in README.md.
 
     python -m benchmarks.report [--results results] [--out docs/results.md]
+
+The README is the one beside the page's folder; it is left alone where it has no place for the table, which is between
+<!-- study --> and <!-- /study -->.
 
 Every number of the page is read from a file of results/ or computed by `slim.flops`; every sentence that compares is
 made from the numbers. What is not measured yet says so, with the command that measures it.
@@ -17,9 +20,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from benchmarks.page import budgets, counts, lives, others, plots, speed, study, verdicts
+from benchmarks.page import budgets, counts, lives, others, plots, readme, speed, study, verdicts
 from benchmarks.page.cells import Study
 from benchmarks.study_cells import all_cells
+from slimvit_jax.analysis.report_text import between
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_text
 
@@ -41,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         write_text(args.out, page(args.results, args.out.parent))
+        update_readme(args.out.parent.parent / "README.md", args.results, args.out.parent)
     except SlimError as error:
         print(f"report: error: {error}", file=sys.stderr)
         return 2
@@ -77,6 +82,20 @@ def page(results: Path, docs: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def update_readme(path: Path, results: Path, docs: Path) -> None:
+    """Puts the study at scale micro into the README at `path`, where that has a place for it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    folder = results / "study_micro"
+    if "<!-- study -->" not in text or not (folder / "study.json").exists():
+        return
+    found = Study(folder)
+    ratios, _, machine = measured_speed(found)
+    drawn = docs / "pictures" / "results" / f"{folder.name}_accuracy_{'speed' if ratios else 'flops'}.png"
+    alt = "Top-1 of every method against its measured speed-up" if ratios else "Top-1 against multiply-adds"
+    picture = f"![{alt}]({drawn.relative_to(path.parent).as_posix()})" if drawn.exists() else ""
+    write_text(path, between(path.name, text, "study", readme.summary(found, ratios, machine, picture)))
+
+
 def study_sections(found: Study, folder: Path, picture: Picture, link: str) -> list[str]:
     """Everything about one study."""
     name = found.path.name
@@ -88,7 +107,7 @@ def study_sections(found: Study, folder: Path, picture: Picture, link: str) -> l
     parts += ["### Methods at matched multiply-adds (Tables I and II)", study.methods(found)]
     cost = plots.accuracy(folder / f"{name}_accuracy_flops.png", found)
     parts.append(picture("Top-1 against multiply-adds", cost, "Top-1 against multiply-adds, every method."))
-    ratios, said = measured_speed(found)
+    ratios, said, _ = measured_speed(found)
     drawn = plots.accuracy(folder / f"{name}_accuracy_speed.png", found, ratios) if ratios else None
     parts.append(picture("Top-1 against measured speed-up", drawn, said) or said)
     parts += ["### Without any tuning", budgets.untuned(found)]
@@ -134,20 +153,20 @@ def still_to_do(found: Study) -> str:
     return f"**{len(left)} of {len(planned)} planned runs are still to be done**: {said}. {command} does them."
 
 
-def measured_speed(found: Study) -> tuple[dict[tuple[str, float], float], str]:
-    """Speed-ups of the study's own models, and a sentence about them."""
+def measured_speed(found: Study) -> tuple[dict[tuple[str, float], float], str, str]:
+    """Speed-ups of the study's own models, a sentence about them, and the machine."""
     path = found.path / "speed.json"
     if not path.exists():
         command = f"python -m benchmarks.study_speed results/{found.path.name}"
-        return {}, f"Speed of these models is not measured yet: `{command}`"
+        return {}, f"Speed of these models is not measured yet: `{command}`", ""
     result = speed.read_all(found.path)["speed.json"]
     ratios = {(row["method"], row["keep_rate"]): row["speed_ratio"] for row in result["rows"]}
-    machine = result["machine"]
+    machine = "{processor}, {cores} cores, ".format(**result["machine"]) + ", ".join(result["machine"]["devices"])
     text = (
         f"Top-1 against the measured speed-up of the same models (`{result['command']}`, batch {result['batch']}, "
-        f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['devices'])})."
+        f"{machine})."
     )
-    return ratios, text
+    return ratios, text, machine
 
 
 def lives_section(found: Study, folder: Path, picture: Picture) -> list[str]:

@@ -111,7 +111,6 @@ class Study:
         row = {"cell": cell.name, "group": cell.group, "variant": cell.variant, "method": cell.method}
         row |= {"options": dict(cell.options), "train_rate": cell.train_rate, "seed": cell.seed}
         row |= {"epochs": sum(config.stages[name].epochs for name in cell.schedule)}
-        row |= {"processor": describe_machine()["processor"]}  # a study may go on on another machine
         try:
             result = training.run(config, folder) if cell.schedule else untuned(config)
         except training.NotFinite as error:
@@ -121,7 +120,8 @@ class Study:
             row |= {"seconds": seconds, "evals": evaluations(cell, config, result)}
             if (cell.group, cell.method, cell.train_rate, cell.seed) == LIFE:
                 save(result.model, result.variables[cell.schedule[-1]], self.path / "life.safetensors")
-        row["date"] = _now()
+        # After training, which sets the number of devices; a study may go on on another machine.
+        row |= {"processor": describe_machine()["processor"], "date": _now()}
         rows = [row, *({**row, "group": group, "variant": variant} for group, variant in cell.also)]
         self.rows += rows
         write_text(self._results, "".join(json.dumps(r, allow_nan=False) + "\n" for r in self.rows))

@@ -32,7 +32,7 @@ ALSO_AT_HALF = ("dynamicvit",)
 #: These have no parameters of their own, so that they work without any tuning.
 WITHOUT_PARAMETERS = ("random", "topk", "evit", "tome", "ats", "dpcknn", "kmedoids")
 #: A-ViT's gate for the study's model. At 10 the untuned model's halting scores, of which 1 ends a token, sum to about
-#: 0.5 over the layers; at 30, its release's value for DeiT-T, they are below 1e-4 until layer 9: no gradient.
+#: 0.5 over the layers; at 30, its release's value for DeiT-T, they are below 1e-4 until layer 9: hardly any gradient.
 AVIT_GATE = 10.0
 #: Patches per layer that cost what life regression costs at 0.7 on 49 patches: a few fewer in every layer.
 GRADUAL = {

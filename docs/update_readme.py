@@ -3,7 +3,8 @@
     python docs/update_readme.py --run runs/digits --throughput results/*.json
 
 Copies the run's report.json to results/NAME/ and its pictures to docs/pictures/, and rewrites what stands between the
-markers <!-- picture --> and <!-- measured --> and their ends. Numbers reach the README by no other way.
+markers <!-- picture --> and <!-- measured --> and their ends. The study's table, between <!-- study --> and its end, is
+written by `python -m benchmarks.report`. Numbers that were measured reach the README by no other way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slimvit_jax.analysis.report_text import paper_tables
+from slimvit_jax.analysis.report_text import between, paper_tables
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import atomic_path, write_text
 
@@ -38,25 +39,17 @@ def main() -> int:
             name = facts["name"]
             alt = "Lives of the patches of handwritten digits, and what is kept after each drop"
             caption = "Lives predicted by the model of the first command, and what it keeps: kept light, dropped dark."
-            text = between(text, "picture", f"![{alt}](docs/pictures/{name}_lives.png)\n\n{caption}")
+            text = between("README.md", text, "picture", f"![{alt}](docs/pictures/{name}_lives.png)\n\n{caption}")
             parts.append(accuracy(facts))
         for file in args.throughput:
             parts.append(throughput(json.loads(file.read_text(encoding="utf-8")), file))
         if parts:
-            text = between(text, "measured", "\n\n".join(parts))
+            text = between("README.md", text, "measured", "\n\n".join(parts))
         write_text(ROOT / "README.md", text)
     except (SlimError, OSError, json.JSONDecodeError) as error:
         print(f"update_readme.py: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def between(text: str, marker: str, content: str) -> str:
-    """`text` with `content` between <!-- marker --> and <!-- /marker -->."""
-    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-    if start not in text or end not in text:
-        raise SlimError(f"README.md has no {start} ... {end}")
-    return text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :]
 
 
 def keep_run(run: Path) -> dict[str, Any]:

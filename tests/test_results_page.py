@@ -218,9 +218,52 @@ def test_the_suite(tmp_path):
     assert "[`loading.json`]" in text and "ours 2 images/s" in text
 
 
-def test_the_committed_results(tmp_path):
+def test_the_readme_gets_the_study_in_short(tmp_path):
+    folder = make_study(tmp_path / "results" / "study_micro", whole_study())
+    readme = tmp_path / "README.md"
+    readme.write_text("no place for it\n")
+    make_page(tmp_path)
+    assert readme.read_text() == "no place for it\n"
+    readme.write_text("before\n<!-- study -->\nold\n<!-- /study -->\nafter\n")
+    make_page(tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- study -->\n**Measured here**: digits, 360 test images")
+    assert text.endswith("|\n<!-- /study -->\nafter\n") and "old" not in text and "Speed against" not in text
+    best, second, third, last = text.split("---: |\n")[1].splitlines()[:4]
+    assert best == f"| **life regression, {cells.RECOMMENDED}** | 90.2 |  | 90.1 |  |"
+    assert (
+        second == "| EViT | 90.0 |  | 90.0 |  |"
+        and third == "| **life regression, the paper's training** | 89.8 |  | 89.8 |  |"
+    )
+    assert last == "| random patches | 88.8 |  | 88.8 |  |"
+    speed = {"command": "made", "machine": {"processor": "p", "cores": 1, "devices": ["d"]}, "batch": 8}
+    rows = [{"method": "life_regression", "keep_rate": r, "speed_ratio": 2 - r} for r in RATES]
+    (folder / "speed.json").write_text(json.dumps({**speed, "rows": rows}))
+    make_page(tmp_path)
+    text = readme.read_text()
+    assert f"| **life regression, {cells.RECOMMENDED}** | 90.2 | 1.30 | 90.1 | 1.50 |" in text
+    assert "Speed against the dense model on p, 1 cores, d." in text
+    assert (tmp_path / re.findall(r"!\[.*?\]\((.*?)\)", text)[0]).exists()
+    readme.write_text("<!-- study -->\nno end\n")
+    assert report.main(["--results", str(tmp_path / "results"), "--out", str(tmp_path / "docs" / "results.md")]) == 2
+
+
+def test_the_committed_page_and_readme_are_of_the_committed_results(tmp_path):
     shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("runs"))
-    assert "## Multiply-adds and parameters against the papers" in make_page(tmp_path)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "scaling.md", tmp_path / "docs")  # the page links to it
+    shutil.copy(ROOT / "README.md", tmp_path)
+    made, committed = make_page(tmp_path), (ROOT / "docs" / "results.md").read_text()
+    lives = "### Lives of sample images"  # needs the images, which not every machine has
+    for part in range(2):
+        assert _without(made, lives)[part] == _without(committed, lives)[part]
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+
+
+def _without(text: str, title: str) -> tuple[str, str]:
+    """What stands before a section, and after it."""
+    before, _, rest = text.partition(title)
+    return before, rest[len(section(text, title)) :]
 
 
 def test_rules_on_numbers():

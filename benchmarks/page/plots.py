@@ -61,7 +61,7 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
         kinds = [(LIFE, "main", label(LIFE)), (RECOMMENDED, "training", f"life regression,\n{RECOMMENDED}")]
         kinds += [(name, "main", label(name)) for name in study.variants("main") if name != LIFE]
         for place, (name, group, called) in enumerate(kinds):
-            points = []
+            points, far = [], ""
             for rate in study.train_rates("main"):
                 top1, flops = study.stat(group, name, rate), study.stat(group, name, rate, key="flops")
                 if rate == 1 or top1 is None or flops is None:
@@ -71,15 +71,13 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
                 if x is None:
                     continue
                 if 100 * top1.mean < start - FAR:
-                    called += f"\n(below: {100 * top1.mean:.1f} % at {rate:g})"
+                    far += f"\n(below: {100 * top1.mean:.1f} % at {rate:g})"
                 else:
                     points.append((x, 100 * top1.mean, 100 * (top1.spread or 0.0)))
-            if "(below" in called and not points:
-                axis.plot([], [], label=called, **_look(name, place))
-            if points:
-                x, y, spread = zip(*points, strict=True)
+            if points or far:
+                x, y, spread = zip(*points, strict=True) if points else ((), (), ())
                 bars = spread if name in (LIFE, RECOMMENDED, "random") else None  # of all they would hide the lines
-                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=called, **_look(name, place))
+                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=called + far, **_look(name, place))
                 drawn += 1
         if not drawn:
             return None

@@ -49,7 +49,7 @@ def about(study: Study) -> str:
     counts = Counter(name for name in elsewhere.values() if name != machine.get("processor"))
     moved = "".join(f"; {count} runs on {name}" for name, count in counts.items())
     lines = [
-        f"`{facts.get('command', 'python -m benchmarks.study')}`, {facts.get('date', '')[:10]}, on "
+        f"Begun with `{facts.get('command', 'python -m benchmarks.study')}`, {facts.get('date', '')[:10]}, on "
         f"{machine.get('processor', '')} ({machine.get('cores', '?')} cores; {device}{moved}). Data: "
         f"{study.config('data.name')}, accuracy on its `{study.config('data.eval_split')}` split. Model: "
         f"{study.config('model.name')} ({shape}), {dense['parameters']:,} parameters, {dense['flops'] / 1e6:,.1f} M "

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from slimvit_jax.errors import SlimError
+
 _CLEAR = 2.0  # standard errors from which on a difference is called one
 
 
@@ -221,3 +223,15 @@ def print_summary(facts: dict[str, Any], workdir: Path) -> None:
         )
     common.show(table)
     common.show(f"report: {workdir / 'report.md'}")
+
+
+def between(name: str, text: str, marker: str, content: str) -> str:
+    """A text with new content between <!-- marker --> and <!-- /marker -->.
+
+    Raises:
+      SlimError: the text, which `name` names in the message, lacks one of them.
+    """
+    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    if start not in text or end not in text:
+        raise SlimError(f"{name} has no {start} ... {end}")
+    return text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :]
