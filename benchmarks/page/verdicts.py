@@ -310,7 +310,7 @@ def _ablation(study: Study, group: str) -> str:
         clear = [f"{name} {gap.text()}" for name, gap in gaps if gap.clear]
         nothing = "nothing differs beyond the seeds' spread"
         if all(gap.spread is None for _, gap in gaps):
-            nothing = f"undecided with one seed; the highest is {gaps[0][0]}, {gaps[0][1].text()} points"
+            nothing = f"undecided with one seed; the best of the others is {gaps[0][0]}, {gaps[0][1].text()} points"
         said.append(f"at {rate:g}, {'; '.join(clear) + ' points' if clear else nothing}")
     if not said:
         return ""
