@@ -10,7 +10,7 @@ import pytest
 
 import slimvit_jax as slim
 
-# The fixture is a minute of work: one worker does it, once.
+# The fixture is minutes of work: one worker does it, once.
 pytestmark = pytest.mark.xdist_group("methods_devices")
 
 ROOT = Path(__file__).parent.parent
