@@ -233,6 +233,7 @@ def run_study(args: argparse.Namespace, config: Any) -> int:
             cost = evaluation["flops"] / evaluation["target_flops"]
             text = f"   at {evaluation['keep_rate']:g}{lives}: {evaluation['accuracy']:.4f}, {cost:.3f} of the cost"
             print(text, flush=True)
+    print(f"{sum(cell.name in study.done for cell in wanted)} of {len(wanted)} runs are done: {study.path}")
     return 0
 
 

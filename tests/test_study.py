@@ -105,6 +105,7 @@ def test_the_same_command_does_nothing_twice(done, capsys):
     work, arguments = done
     before = (work / "results.jsonl").read_bytes(), (work / "dense.safetensors").stat().st_mtime_ns
     assert study.main(arguments) == 0
+    assert f"3 of 3 runs are done: {work}" in capsys.readouterr().out
     assert ((work / "results.jsonl").read_bytes(), (work / "dense.safetensors").stat().st_mtime_ns) == before
     assert study.main([*arguments, "--list"]) == 0
     assert "3 of 3 done" in capsys.readouterr().out
