@@ -73,7 +73,7 @@ class Timm:
         return sample
 
 
-def _import_timm(torch: Any) -> Any:
+def import_timm(torch: Any) -> Any:
     """timm; where torchvision's compiled operators do not load, their names are declared first."""
     try:
         return importlib.import_module("timm")
@@ -83,7 +83,7 @@ def _import_timm(torch: Any) -> Any:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _import_timm.library = library  # type: ignore[attr-defined]  # torch drops operators of a collected library
+        import_timm.library = library  # type: ignore[attr-defined]  # torch drops operators of a collected library
         return importlib.import_module("timm")
 
 
@@ -91,7 +91,7 @@ class _Server:
     def __init__(self) -> None:
         import torch
 
-        self.torch, self.timm, self.runs = torch, _import_timm(torch), []
+        self.torch, self.timm, self.runs = torch, import_timm(torch), []
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         torch = self.torch

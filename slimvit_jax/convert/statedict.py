@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.arrays import as_numpy
-from slimvit_jax.convert import describe, rules
+from slimvit_jax.convert import describe, huggingface, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
 
@@ -24,6 +24,7 @@ def from_torch(
     init_missing: str | Iterable[str] = (),
     ignore: str | Iterable[str] = (),
     resample_pos_embed: bool | tuple[int, int] = False,
+    antialias: bool = True,
     inference: bool = False,
     rng: jax.Array | None = None,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def from_torch(
       ignore: name prefixes; what the model has no place for under them is left out.
       resample_pos_embed: True resamples a position embedding of another grid, taken to be square, to the model's; a
         pair (rows, columns) says which grid it comes from.
+      antialias: how: True as timm resamples; False as transformers does, for weights that were trained or tuned there.
       inference: leave out what only training reads (SiT's recovery modules, auxiliary heads), which then need not be
         there; the variables serve inference alone.
       rng: random key of what `init_missing` makes; key 0 if None.
@@ -51,6 +53,8 @@ def from_torch(
     """
     if not isinstance(state_dict, Mapping):
         raise SlimError(f"a state dict is a mapping of names to arrays, not {type(state_dict).__name__}")
+    if huggingface.is_huggingface(state_dict):
+        state_dict = huggingface.to_timm(state_dict)
     if hasattr(model, "from_official"):
         state_dict = model.from_official(state_dict)
     everything, want = rules.expected(model), rules.expected(model, inference)
@@ -68,7 +72,7 @@ def from_torch(
     problems: list[str] = []
     if resample_pos_embed is not False and "pos_embed" in given and "pos_embed" in want:
         try:
-            given["pos_embed"] = _regrid(model, want["pos_embed"], given["pos_embed"], resample_pos_embed)
+            given["pos_embed"] = _regrid(model, want["pos_embed"], given["pos_embed"], resample_pos_embed, antialias)
         except SlimError as error:
             problems.append(str(error))
             given.pop("pos_embed")
@@ -121,7 +125,7 @@ def to_torch(model: Any, variables: Mapping[str, Any], *, inference: bool = Fals
     return model.to_official(state) if hasattr(model, "to_official") else state
 
 
-def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, int]) -> Any:
+def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, int], antialias: bool) -> Any:
     """The position embedding on the model's grid; unchanged if it has the right length and no source grid is given."""
     source = None if isinstance(option, bool) else (int(option[0]), int(option[1]))
     shape, grid = tuple(value.shape), tuple(model.geometry.grid)
@@ -130,7 +134,7 @@ def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, 
     if source == grid or (source is None and shape == leaf.shape):
         return value
     prefix = leaf.shape[1] - model.geometry.num_patches
-    return resample(as_numpy("pos_embed", value), grid, prefix, source)
+    return resample(as_numpy("pos_embed", value), grid, prefix, source, antialias)
 
 
 def _initialise(model: Any, paths: list[tuple[str, ...]], rng: jax.Array | None) -> dict[tuple[str, ...], jax.Array]:
