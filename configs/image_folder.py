@@ -1,7 +1,9 @@
-"""A template for your own images: DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg.
+"""A template for your own images: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/).
 
-    python train.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=DIR \
-        --config.model.options.num_classes=N
+    python train.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=DIR
+
+The classes are the folders. Of a folder without splits, DIR/CLASS/*.jpg, a fifth of each class is held out by
+--config.data.train_split=train[:80%] --config.data.eval_split=train[80%:].
 
 DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, predictor and backbone in one
 stage, with what did better than the paper's training on Fashion-MNIST (docs/results.md): training masks the patches
@@ -18,7 +20,6 @@ def get_config():
     config = life_from_timm("deit_small_patch16_224")
     config.name = "image_folder"
     config.data.update(name="folder", eval_split="test", batch_size=64, num_workers=2)
-    config.model.options.num_classes = 10
     config.init.options = {"init_missing": ("head",)}  # another number of classes: a fresh classifier
     config.method.options.update(hard=True, sampled_rates=(0.9, 0.8, 0.7, 0.5))
     common = {"weight_decay": 0.05, "clip_norm": 1.0, "warmup_epochs": 0.5}

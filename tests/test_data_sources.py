@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
 import pickle
+import shutil
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -79,12 +82,26 @@ def test_a_tfds_set_is_opened_by_name(digits_dir):
     for wrong, words in (
         (("digits8x9", "test", digits_dir), "unknown data source 'digits8x9'.*digits8x8"),
         (("digits8x8", "dev", digits_dir), "unknown split of digits8x8 'dev'.*test, train"),
-        (("digits8x8:7.0.0", "test", digits_dir), "cannot open"),
+        (("digits8x8:7.0.0", "test", digits_dir), "unknown version of tfds data set 'digits8x8'.*'7.0.0'.*1.0.0"),
     ):
         with pytest.raises(SlimError, match=words):
             open_source(*wrong)
     with pytest.raises(SlimError, match="Image feature of digits8x8 'picture'.*image"):
         open_source("digits8x8", "test", digits_dir, image_key="picture")
+
+
+def test_the_newest_version_of_a_tfds_set(digits_dir, tmp_path):
+    """Versions are numbers: 10.0.0 is newer than 9.0.0."""
+    for version in ("9.0.0", "10.0.0"):
+        copy = shutil.copytree(digits_dir / "digits8x8" / "1.0.0", tmp_path / "mine" / version)
+        info = json.loads((copy / "dataset_info.json").read_text())
+        info |= {"name": "mine", "version": version, "description": version}
+        (copy / "dataset_info.json").write_text(json.dumps(info))
+        (copy / "label.labels.txt").write_text("\n".join(f"{version} {digit}" for digit in range(10)))
+    for name, version in (("mine", "10.0.0"), ("mine:9.0.0", "9.0.0"), ("mine:1*", "10.0.0")):
+        assert open_source(name, "test", tmp_path).class_names[3] == f"{version} 3"
+    with pytest.raises(SlimError, match="unknown version of tfds data set 'mine'.*'2.0.0'.*choices: 10.0.0, 9.0.0"):
+        open_source("mine:2.0.0", "test", tmp_path)
 
 
 def test_folder(tmp_path):
@@ -131,6 +148,100 @@ def test_missing_classes_can_be_accepted(tmp_path):
     write_folder(tmp_path, {"b": 1}, "val")
     source = open_source("folder", "val", tmp_path, allow_missing_classes=True)
     assert source.num_classes == 2 and source[0]["label"] == 1
+
+
+def test_parts_of_a_split(tmp_path):
+    """Both sides of a bound are disjoint and together everything; each has the classes' proportions."""
+    write_folder(tmp_path, {"a": 40, "b": 10, "c": 25}, size=(2, 2))
+    whole = open_source("folder", "train", tmp_path)
+    names = [whole.record_name(i) for i in range(len(whole))]
+    for bound in ("80%", "50%", "12.5%", "33", "-20%", "-7"):
+        left, right = (open_source("folder", f"train[{part}]", tmp_path) for part in (f":{bound}", f"{bound}:"))
+        both = [part.record_name(i) for part in (left, right) for i in range(len(part))]
+        assert sorted(both) == sorted(names) and len(left) + len(right) == 75
+        share = len(left) / 75
+        for label, size in enumerate((40, 10, 25)):
+            assert abs((left.labels == label).sum() - share * size) <= 1
+    held_out = open_source("folder", "train[80%:]", tmp_path)
+    assert (len(held_out), held_out.class_names, held_out.split) == (15, ("a", "b", "c"), "train[80%:]")
+    assert [held_out[i]["label"] for i in range(15)] == held_out.labels.tolist() == [0] * 8 + [1] * 2 + [2] * 5
+    assert held_out[3]["name"] == held_out.record_name(3) and len(pickle.loads(pickle.dumps(held_out))) == 15
+    for wrong, words in (
+        ("train[80%]", "neither a name nor a part such as"),
+        ("train[:101%]", "101% is beyond the 75 images"),
+        ("train[:76]", "76 is beyond"),
+        ("train[50%:50%]", "is empty: it goes from 38 to 38 of 75"),
+        ("", "neither a name nor a part"),
+    ):
+        with pytest.raises(SlimError, match=words):
+            open_source("folder", wrong, tmp_path)
+
+
+def test_parts_of_other_sources(digits_dir, tmp_path):
+    fashion(tmp_path)
+    assert sum(len(open_source("fashion_mnist", f"test[{p}]", tmp_path)) for p in (":40%", "40%:")) == 5
+    whole, part = (open_source("digits", split, digits_dir) for split in ("test", "test[10:-340]"))
+    assert len(part) == 10 and part[0]["label"] == whole[10]["label"] and part.record_name(0) == "digits/test[10]"
+
+
+def test_a_folder_without_splits(tmp_path):
+    write_folder(tmp_path, {"bus": 5, "train": 10}, ".", size=(2, 2))
+    parts = [open_source("folder", f"train[{part}]", tmp_path) for part in (":80%", "80%:")]
+    assert [p.class_names for p in parts] == [("bus", "train")] * 2
+    assert [np.bincount(p.labels).tolist() for p in parts] == [[4, 8], [1, 2]]
+    with pytest.raises(
+        SlimError, match=r"no split 'test': its folders are classes.*'train\[:80%\]' and 'train\[80%:\]'"
+    ):
+        open_source("folder", "test", tmp_path)
+
+
+def test_a_model_gets_as_many_classes_as_the_data(tmp_path):
+    from slimvit_jax.training.build import build_sources
+    from slimvit_jax.training.loading import load_config
+
+    write_folder(tmp_path, {"a": 5, "b": 5, "c": 5}, ".", size=(2, 2))
+    parts = [("data.data_dir", str(tmp_path)), ("data.train_split", "train[:80%]"), ("data.eval_split", "train[80%:]")]
+    config = load_config("image_folder", parts)
+    resolved, train, held_out = build_sources(config)
+    assert (len(train), len(held_out), resolved.model.options.num_classes) == (12, 3, 3)
+    assert "num_classes" not in config.model.options
+    for wrong in (2, 4, 0):
+        config = load_config("image_folder", [*parts, ("model.options.num_classes", str(wrong))])
+        with pytest.raises(SlimError, match=f"'folder' has 3 classes, but config.model.options.num_classes is {wrong}"):
+            build_sources(config)
+    write_folder(tmp_path / "other", {"a": 5, "b": 5, "d": 5}, "train", size=(2, 2))
+    write_folder(tmp_path / "other", {"a": 5, "d": 5}, "val", size=(2, 2))
+    with pytest.raises(SlimError, match="lacks classes of train/: 'b'"):
+        build_sources(load_config("image_folder", [("data.data_dir", str(tmp_path / "other"))]))
+
+
+def test_what_is_no_data_of_a_folder(tmp_path):
+    """Hidden files and folders, pipes, and links onto folders around them; a link to elsewhere is followed, once."""
+    write_folder(tmp_path, {"a": 2, "b": 1, "a/.thumbs": 3, "a/deep": 1, ".git": 1}, size=(2, 2))
+    write_folder(tmp_path, {"more": 2}, "elsewhere", size=(2, 2))
+    train = tmp_path / "train"
+    os.mkfifo(train / "a" / "pipe.jpg")
+    Image.new("L", (2, 2)).save(train / "a" / "._shadow.png")
+    links = {"a/self": train / "a", "a/up": train, "loop": train, "a/out": tmp_path / "elsewhere" / "more"}
+    links |= {"b/out": tmp_path / "elsewhere", "b/again": tmp_path / "elsewhere" / "more", "b/x": train / "b" / "x"}
+    for name, target in links.items():
+        (train / name).symlink_to(target)
+    (train / "b" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    source = open_source("folder", "train", tmp_path)
+    assert source.class_names == ("a", "b")
+    assert np.bincount(source.labels).tolist() == [2 + 1 + 2, 1 + 2 + 1]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a$_{b$", b"[b]", b"new\nline"])
+def test_class_names_are_any_bytes(tmp_path, name):
+    os.makedirs(os.fsencode(tmp_path / "train") + b"/" + name)
+    write_folder(tmp_path, {"z": 1}, size=(2, 2))
+    (tmp_path / "train" / "z" / "0.jpg").rename(os.path.join(tmp_path, "train", os.fsdecode(name), "0.jpg"))
+    write_folder(tmp_path, {"z": 1}, size=(2, 2))
+    source = open_source("folder", "train", tmp_path)
+    assert sorted(map(os.fsencode, source.class_names)) == sorted([name, b"z"])
+    batches = list(eval_batches(pickle.loads(pickle.dumps(source)), preprocess=Preprocess(2), batch_size=2))
+    assert sorted(batches[0]["label"].tolist()) == [0, 1]
 
 
 def fashion(directory, labels=None, images=None, prefix="t10k"):
@@ -202,8 +313,6 @@ def test_unknown_names_and_labels(digits_dir, tmp_path):
 
 
 def test_corrupt_array_record_is_an_error(digits_dir, tmp_path):
-    import shutil
-
     shutil.copytree(digits_dir, tmp_path / "copy")
     file = next((tmp_path / "copy").rglob("*test.array_record*"))
     file.write_bytes(file.read_bytes()[:-3000])

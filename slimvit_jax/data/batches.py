@@ -16,7 +16,7 @@ import numpy as np
 from slimvit_jax.data.augment import Augment, Box, CropAugment, erase, shift_batch
 from slimvit_jax.data.decode import BadImage, decode
 from slimvit_jax.data.preprocess import Preprocess
-from slimvit_jax.data.sources import Source
+from slimvit_jax.data.source import Source
 from slimvit_jax.errors import SlimError
 
 ENDLESS = 1 << 40  # training batches: more than anybody will draw
@@ -162,7 +162,7 @@ class TrainBatches:
                 skipped.append(record)
         raise SlimError(
             f"{len(skipped)} images in a row of {self._source.name}/{self._source.split} cannot be read, "
-            f"the last one {record_name(self._source, skipped[-1])}"
+            f"the last one {self._source.record_name(skipped[-1])}"
         )
 
 
@@ -204,10 +204,4 @@ class EvalBatches:
         try:
             return self._source[index]
         except OSError as error:
-            raise SlimError(f"cannot read {record_name(self._source, index)}: {error}") from error
-
-
-def record_name(source: Source, index: int) -> str:
-    """What to call a record that may be unreadable: its file where it has one."""
-    path = getattr(source, "path", None)
-    return path(index) if path is not None else f"{source.name}/{source.split}[{index}]"
+            raise SlimError(f"cannot read {self._source.record_name(index)}: {error}") from error

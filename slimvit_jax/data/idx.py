@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slimvit_jax.data.sources import Record, Source, pick_split
+from slimvit_jax.data.source import Record, Source, pick_split
 from slimvit_jax.errors import SlimError
 
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -52,21 +52,23 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> np.ndarray:
 class ArraySource(Source):
     """Images held in one array (N, H, W, C) uint8, labels (N,)."""
 
+    labels: np.ndarray
+
     def __init__(
         self, name: str, split: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
     ) -> None:
         super().__init__(name, split, class_names, tuple(images.shape[1:]))  # type: ignore[arg-type]
-        self._images, self._labels = images, labels
+        self._images, self.labels = images, labels
         if len(images) != len(labels):
             raise SlimError(f"{name}/{split} has {len(images)} images and {len(labels)} labels")
         if wrong := np.flatnonzero((labels < 0) | (labels >= self.num_classes)).tolist():
             self.record(images[wrong[0]], int(labels[wrong[0]]), f"image {wrong[0]}")
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        return self.record(self._images[index], int(self._labels[index]), f"{self.name}/{self.split}[{index}]")
+        return self.record(self._images[index], int(self.labels[index]), self.record_name(index))
 
 
 def open_idx(name: str, split: str, data_dir: str | os.PathLike[str] | None) -> Source:

@@ -20,9 +20,9 @@ import grain
 from absl import flags
 
 from slimvit_jax.data.augment import Augment
-from slimvit_jax.data.batches import Batch, Cache, EvalBatches, Shard, TrainBatches, fits_cache, record_name
+from slimvit_jax.data.batches import Batch, Cache, EvalBatches, Shard, TrainBatches, fits_cache
 from slimvit_jax.data.preprocess import Preprocess
-from slimvit_jax.data.sources import Source
+from slimvit_jax.data.source import Source
 from slimvit_jax.data.workers import close_at_exit, start_worker
 from slimvit_jax.errors import SlimError
 
@@ -103,7 +103,7 @@ class TrainIterator(grain.DatasetIterator):
     def _note_bad(self, index: int) -> None:
         if index in self._bad:
             return
-        self._bad[index] = record_name(self._source, index)
+        self._bad[index] = self._source.record_name(index)
         logger.warning(
             "skipped unreadable image %s (%d so far, limit %d)", self._bad[index], len(self._bad), self._max_bad
         )

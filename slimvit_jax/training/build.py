@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -61,16 +62,34 @@ def build_preprocess(config: Any) -> data.Preprocess:
 
 
 def build_source(config: Any, split: str) -> data.Source:
-    """The images of a split, checked against the model's number of classes."""
+    """The images of a split, checked against the model's number of classes where the config gives one."""
     fields = config.data
     source = data.open_source(fields.name, split, fields.data_dir or None, **fields.options.to_dict())
-    model = build_model(config, slimmed=False)
-    if source.num_classes > model.num_classes:
+    given = config.model.options.get("num_classes", source.num_classes)
+    if given != source.num_classes:
         raise SlimError(
-            f"data {fields.name!r} has {source.num_classes} classes, but the model has {model.num_classes};"
-            " set config.model.options.num_classes"
+            f"data {fields.name!r} has {source.num_classes} classes, but config.model.options.num_classes is {given!r};"
+            " leave it out, and the model gets as many as the data"
         )
     return source
+
+
+def build_sources(config: Any) -> tuple[Any, data.Source, data.Source]:
+    """The config, with the data's number of classes where it gives none, and its training and evaluation images.
+
+    Raises:
+      SlimError: also where the two splits differ in their classes.
+    """
+    train, held_out = (build_source(config, split) for split in (config.data.train_split, config.data.eval_split))
+    if train.class_names != held_out.class_names:
+        raise SlimError(
+            f"data {train.name!r}: {train.split!r} has {train.num_classes} classes and {held_out.split!r}"
+            f" {held_out.num_classes}, or they differ in their names"
+        )
+    if "num_classes" not in config.model.options and build_model(config, False).num_classes != train.num_classes:
+        config = copy.deepcopy(config)
+        config.model.options.num_classes = train.num_classes
+    return config, train, held_out
 
 
 def build_augment(config: Any, stage: Any) -> data.Augment:

@@ -61,13 +61,12 @@ def run(config: Any, workdir: str | Path, labeller: Any = None) -> RunResult:
     configs.validate(config)
     start_processes(config.dist)
     start_devices(config.mesh, config.cache_dir)
+    config, source, eval_source = build.build_sources(config)
     folder = Workdir(workdir, config)
     logs = Logs(folder.path, config.log.tensorboard)
     checkpoints = None
     try:
         mesh = make_mesh(config.mesh.fsdp)
-        source = build.build_source(config, config.data.train_split)
-        eval_source = build.build_source(config, config.data.eval_split)
         size = config.data.batch_size
         if size > len(source):
             raise SlimError(f"config.data.batch_size={size} exceeds the {len(source)} training images")
