@@ -158,7 +158,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         if policy is not None:
-            out = attention_ops.policy_attention(query, key, value, policy)
+            out = attention_ops.policy_attention(query, key, value, policy, log_weight=log_weight)
         elif "attention" in needs:
             weights = attention_ops.attention_probabilities(query, key, log_weight=log_weight)
             probe |= {"attention": weights, "class_attention": weights[:, :, 0]}
@@ -227,7 +227,7 @@ class Block(nn.Module):
     def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
         """The attention branch (B, P + n, D), still to be added to the tokens, and the probe."""
         y = _masked(self.norm1(tokens.x), tokens.input_mask)
-        branch, probe = self.attn(y, tokens.log_weight, tokens.policy, needs, train)
+        branch, probe = self.attn(y, tokens.key_log_weight, tokens.policy, needs, train)
         return self._scaled(branch, "ls1", train), probe
 
     def feed_forward(self, tokens: Tokens, train: bool) -> Array:

@@ -154,7 +154,9 @@ class Slimming(nn.Module, kw_only=True):
 
     def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
         """(B, n) weights of the patches in average pooling, summing to 1; None for the plain mean."""
-        return None
+        if tokens.size is None:
+            return None
+        return tokens.patch_sizes / tokens.patch_sizes.sum(axis=1, keepdims=True)
 
     # Training ----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ class Tokens(flax.struct.PyTreeNode):
       log_weight: (B, P + n) float32 added to the attention logits of each key, or None for none.
       policy: (B, P + n) float32 that multiplies the exponentials instead, every token always seeing itself; for hard
         zeros that must keep a finite gradient. None for none.
+      size: (B, P + n) float32, how many tokens each stands for, where tokens took others in; its logarithm is added to
+        the attention logits of each key beside `log_weight`. None where every token stands for itself.
       input_mask: (B, P + n) float32 that multiplies the normalised input of both branches, or None for none.
       memory: what a method carries from layer to layer.
       taps: named outputs for losses and pictures.
@@ -33,6 +35,7 @@ class Tokens(flax.struct.PyTreeNode):
     origin: Array
     log_weight: Array | None = None
     policy: Array | None = None
+    size: Array | None = None
     input_mask: Array | None = None
     memory: dict[str, Any] = flax.struct.field(default_factory=dict)
     taps: dict[str, Any] = flax.struct.field(default_factory=dict)
@@ -53,6 +56,19 @@ class Tokens(flax.struct.PyTreeNode):
     def head(self) -> Array:
         """(B, P, D), the prefix tokens."""
         return self.x[:, : self.prefix]
+
+    @property
+    def key_log_weight(self) -> Array | None:
+        """(B, P + n) float32 that the attention logits of each key get in all, or None for nothing."""
+        if self.size is None:
+            return self.log_weight
+        log_size = jnp.log(self.size)
+        return log_size if self.log_weight is None else self.log_weight + log_size
+
+    @property
+    def patch_sizes(self) -> Array:
+        """(B, n) float32, how many patches each patch token stands for."""
+        return jnp.ones(self.origin.shape, jnp.float32) if self.size is None else self.size[:, self.prefix :]
 
     def add(self, branch: Array) -> Tokens:
         """The residual connection."""
@@ -76,7 +92,7 @@ class Tokens(flax.struct.PyTreeNode):
     def _map(self, cut, origin: Array) -> Tokens:
         optional = {
             name: cut(value)
-            for name in ("log_weight", "policy", "input_mask")
+            for name in ("log_weight", "policy", "size", "input_mask")
             if (value := getattr(self, name)) is not None
         }
         return self.replace(x=cut(self.x), origin=origin, **optional)

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster
+from slimvit_jax.ops.squeeze import squeeze_flops
 from slimvit_jax.plan import Plan, absolute_counts, check_keep_rate
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -21,7 +23,7 @@ Array = jax.Array
 PADDED = -3e4
 
 
-class ATS(Located, kw_only=True):
+class ATS(Dropping, Located, kw_only=True):
     """Inside a location patches are drawn at evenly spaced quantiles of their significance; repeated draws cost none.
 
         s_i   = sum_h softmax(q_cls K^T / sqrt(d))_hi |v_hi|,   cdf_i = sum_{j <= i} s_j / (sum_j s_j + 1e-6)
@@ -47,6 +49,7 @@ class ATS(Located, kw_only=True):
     Attributes:
       keep_rate: share drawn at most at each location, of what the location before drew at most; a float or one each.
       locations: 1-based layers inside which patches are dropped.
+      squeeze, squeeze_temperature: what becomes of the dropped, see `Dropping`.
     """
 
     method = "ats"
@@ -70,7 +73,11 @@ class ATS(Located, kw_only=True):
 
     def extra_flops(self) -> dict[int, int]:
         dim, prefix, plan = self.bound.dim, self.bound.prefix_tokens, self.plan
-        return {t: (prefix + 2 * plan.attention[t - 1]) * dim for t in self.locations}
+        costs = {t: (prefix + 2 * plan.attention[t - 1]) * dim for t in self.locations}
+        if self.squeeze:  # which rows are free is not known beforehand: all are guests
+            for t in self.locations:
+                costs[t] += squeeze_flops(plan.mlp[t - 1], plan.attention[t - 1], dim)
+        return costs
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         return ("class_attention", "values") if layer in self.locations else ()
@@ -87,20 +94,23 @@ class ATS(Located, kw_only=True):
         there = self._there(tokens)
         score = jnp.where(there, score, 0.0)
         cdf = jnp.cumsum(score / (score.sum(axis=1, keepdims=True) + 1e-6), axis=1)
-        before = tokens.n
+        before = tokens
         index, drawn = cluster.sample_by_quantiles(cdf, self.points[layer], there, self.plan.mlp[layer - 1])
         tokens = tokens.take(index)
+        if self.squeeze:
+            again = (index[:, None] == jnp.arange(before.n)[None, :, None]) & drawn[:, None]  # (B, n, K)
+            tokens = self.absorb(tokens, before, (there & ~again.any(axis=-1)).astype(jnp.float32), drawn)
         tokens = tokens.replace(
             origin=jnp.where(drawn, tokens.origin, -1),
             log_weight=tokens.per_token(jnp.where(drawn, 0.0, PADDED), 0.0),
         )
         # As many rows as before, though some are padding now: the encoder would not note it.
-        return tokens if tokens.n < before else tokens.replace(kept=(*tokens.kept, tokens.origin))
+        return tokens if tokens.n < before.n else tokens.replace(kept=(*tokens.kept, tokens.origin))
 
     def _there(self, tokens: Tokens) -> Array:
         """(B, n) bool: not padding."""
         return tokens.origin >= 0
 
     def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
-        there = self._there(tokens).astype(jnp.float32)
+        there = self._there(tokens) * tokens.patch_sizes
         return there / there.sum(axis=1, keepdims=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
 from slimvit_jax.ops import elementwise, select
@@ -56,7 +57,7 @@ def _kept_mean(values: Array, decision: Array | None) -> Array:
     return (summed / total[:, None])[:, None].astype(values.dtype)
 
 
-class DynamicViT(Located, kw_only=True):
+class DynamicViT(Dropping, Located, kw_only=True):
     """A predictor in front of each location scores the patches; training masks, inference gathers.
 
         inference:  kept at the k-th location: the int(rho_k N) patches of highest log p_keep, rho_k = r^k
@@ -82,6 +83,7 @@ class DynamicViT(Located, kw_only=True):
       temperature: of the Gumbel-softmax.
       token_loss: token distillation as "mse" or "kl".
       dynamic: the ratio loss looks at the mean over the batch instead of at every image.
+      squeeze, squeeze_temperature: what becomes of the dropped, see `Dropping`; True is dTPS.
     """
 
     method = "dynamicvit"
@@ -100,6 +102,7 @@ class DynamicViT(Located, kw_only=True):
     dynamic: bool = False
 
     def check_options(self) -> None:
+        super().check_options()
         cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
         check_choice("token_loss", self.token_loss, ("mse", "kl"))
         if not self.temperature > 0:
@@ -131,7 +134,8 @@ class DynamicViT(Located, kw_only=True):
         per_patch = dim * dim + dim * half + half * quarter + 2 * quarter
         plan = self.plan
         before = {layer: self._count_before(layer) for layer in self.locations}
-        return {layer: n * per_patch for layer, n in before.items() if plan.attention[layer - 1] < n}
+        own = {layer: n * per_patch for layer, n in before.items() if plan.attention[layer - 1] < n}
+        return self.with_squeeze_flops(own)
 
     def setup(self) -> None:
         self.score_predictor = [Predictor(self.bound.dim) for _ in self.locations]
@@ -155,10 +159,12 @@ class DynamicViT(Located, kw_only=True):
         if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
             tokens = tokens.remember(scores=keep)
         tokens = tokens.tap("keep_scores", keep)
-        return tokens.take(select.top(ranking(tokens, keep), left))
+        return self.drop(tokens, left, ranking(tokens, keep))
 
     def _mask(self, tokens: Tokens, log_probabilities: Array) -> Tokens:
-        keep = self._sample(log_probabilities)[..., 0] * tokens.memory["decision"]
+        before = tokens.memory["decision"]
+        keep = self._sample(log_probabilities)[..., 0] * before
+        tokens = self.absorb(tokens, tokens, before - keep, keep)
         if "scores" not in tokens.memory:
             tokens = tokens.remember(scores=log_probabilities[..., 0])
         tokens = tokens.remember(decision=keep).replace(policy=tokens.per_token(keep, 1.0))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
@@ -18,7 +19,7 @@ from slimvit_jax.tokens import Tokens
 Array = jax.Array
 
 
-class EViT(Located, kw_only=True):
+class EViT(Dropping, Located, kw_only=True):
     """Patches are ranked by the class token's attention, averaged over the heads; the others become one token.
 
         a_i     = 1/H sum_h softmax(q_cls K^T / sqrt(d))_hi        of this very layer, over all tokens
@@ -37,18 +38,29 @@ class EViT(Located, kw_only=True):
     Attributes:
       keep_rate: share kept of the patch tokens there are at each location; a float or one per location.
       locations: 1-based layers inside which tokens are dropped.
-      fuse_token: append the weighted sum of the dropped tokens as one more token.
+      fuse_token: append the weighted sum of the dropped tokens as one more token; None: unless they are squeezed.
+      squeeze, squeeze_temperature: what becomes of the dropped, see `Dropping`; True is eTPS.
     """
 
     method = "evit"
     needs_class_token = True
 
-    fuse_token: bool = True
+    fuse_token: bool | None = None
 
     def check_options(self) -> None:
         super().check_options()
-        if not isinstance(self.fuse_token, bool):
-            raise SlimError(f"fuse_token={self.fuse_token!r} must be True or False")
+        if self.fuse_token is not None and not isinstance(self.fuse_token, bool):
+            raise SlimError(f"fuse_token={self.fuse_token!r} must be True, False, or None: True without squeeze")
+        if self.fuse_token and self.squeeze:
+            raise SlimError(
+                f"fuse_token=True and squeeze={self.squeeze!r}: the dropped patches go into one more token or into the"
+                " kept ones, not into both; leave one of them out"
+            )
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the dropped become one more token."""
+        return not self.squeeze if self.fuse_token is None else self.fuse_token
 
     @property
     def kept(self) -> dict[int, tuple[int, int]]:
@@ -58,20 +70,19 @@ class EViT(Located, kw_only=True):
             left = math.ceil(rate * n)
             if left < n:
                 drops[layer] = (n, left)
-                n = left + self.fuse_token
+                n = left + self.fuses
         return drops
 
     @property
     def plan(self) -> Plan:
         drops = self.kept
-        counts = [left + self.fuse_token for _, left in drops.values()]
+        counts = [left + self.fuses for _, left in drops.values()]
         return Plan.drop(self.bound, tuple(drops), counts, "inside")
 
     def extra_flops(self) -> dict[int, int]:
         dim, prefix = self.bound.dim, self.bound.prefix_tokens
-        return {
-            layer: (prefix + n) * dim + (n - left) * dim * self.fuse_token for layer, (n, left) in self.kept.items()
-        }
+        own = {layer: (prefix + n) * dim + (n - left) * dim * self.fuses for layer, (n, left) in self.kept.items()}
+        return self.with_squeeze_flops(own)
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         return ("class_attention",) if layer in self.kept else ()
@@ -84,10 +95,11 @@ class EViT(Located, kw_only=True):
         if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
             tokens = tokens.remember(scores=attention)
         _, left = self.kept[layer]
-        order = select.top(ranking(tokens, attention), tokens.n)
+        scores = ranking(tokens, attention)
+        if not self.fuses:
+            return self.drop(tokens, left, scores)
+        order = select.top(scores, tokens.n)
         kept = tokens.take(order[:, :left])
-        if not self.fuse_token:
-            return kept
         dropped = order[:, left:]
         fused = jnp.einsum(
             "bn,bnd->bd",

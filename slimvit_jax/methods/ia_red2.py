@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, truncated
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.ranking import ranking
-from slimvit_jax.ops import select
 from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations, shrinking_counts
-from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -97,7 +96,7 @@ class Interpreter(nn.Module):
         return jax.nn.sigmoid(fit + offset).mean(axis=-1)
 
 
-class IARED2(Slimming, kw_only=True):
+class IARED2(Dropping, kw_only=True):
     """The layers form groups; in front of each a multi-head interpreter decides which patches the group computes.
 
         p_i = 1/H sum_h sigmoid(F_q^h(x_i) . F_k^h(P)),  P the class token
@@ -125,6 +124,7 @@ class IARED2(Slimming, kw_only=True):
       active_groups: only the first so many groups drop anything; None: all.
       tau: what a wrong prediction costs.
       initial_keep: probability of keeping before training, in (0, 1).
+      squeeze, squeeze_temperature: what becomes of the dropped, see `Dropping`.
     """
 
     method = "ia_red2"
@@ -137,6 +137,7 @@ class IARED2(Slimming, kw_only=True):
     initial_keep: float = 0.9
 
     def check_options(self) -> None:
+        super().check_options()
         check_keep_rate(self.keep_rate, None if self.locations is None else check_locations(self.locations))
         if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or self.tau < 0:
             raise SlimError(f"tau={self.tau!r} must be a number of at least 0")
@@ -178,7 +179,7 @@ class IARED2(Slimming, kw_only=True):
             if (left := self.plan.attention[layer - 1]) < n:
                 costs[layer] = 2 * dim * dim + n * self.bound.heads * dim
                 n = left
-        return costs
+        return self.with_squeeze_flops(costs)
 
     def setup(self) -> None:
         self.interpreters = [Interpreter(self.bound.heads, float(self.initial_keep)) for _ in self.places]
@@ -198,8 +199,10 @@ class IARED2(Slimming, kw_only=True):
             tokens = tokens.remember(scores=keep)
         tokens = tokens.tap("keep_probabilities", keep)
         if not train:
-            return tokens.take(select.top(ranking(tokens, keep), left))
-        chosen = self._sample(keep) * tokens.memory.get("decision", 1.0)
+            return self.drop(tokens, left, ranking(tokens, keep))
+        before = tokens.memory.get("decision", jnp.ones_like(keep))
+        chosen = self._sample(keep) * before
+        tokens = self.absorb(tokens, tokens, before - chosen, chosen)
         tokens = tokens.remember(decision=chosen).tap("decisions", chosen)
         return tokens.replace(log_weight=tokens.per_token(DROPPED * (1.0 - chosen), 0.0))
 
@@ -212,6 +215,7 @@ class IARED2(Slimming, kw_only=True):
         decision = tokens.memory.get("decision")
         if decision is None:
             return None
+        decision = decision * tokens.patch_sizes
         total = decision.sum(axis=1, keepdims=True)
         return jnp.where(total > 0, decision / jnp.maximum(total, 1.0), 1.0 / decision.shape[1])
 

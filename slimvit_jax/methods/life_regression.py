@@ -12,7 +12,8 @@ import numpy as np
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm
-from slimvit_jax.ops import life, select
+from slimvit_jax.methods.dropping import Dropping
+from slimvit_jax.ops import coverage, life, select
 from slimvit_jax.plan import (
     Geometry,
     Plan,
@@ -22,7 +23,7 @@ from slimvit_jax.plan import (
     check_locations,
     shrinking_counts,
 )
-from slimvit_jax.slimming import Slimming
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -61,7 +62,7 @@ class LifePredictor(nn.Module):
         return life.bilinear_scores(norm(anchor)[:, 0], norm(patches), weight)
 
 
-class LifeRegression(Slimming, kw_only=True):
+class LifeRegression(Dropping, kw_only=True):
     """Patches are sorted once by their predicted life; every later reduction is a prefix slice.
 
     "At layer t" means after layer t has run: with locations (4, 7, 10) and keep rate r, layers 1-4 compute N patches,
@@ -79,7 +80,8 @@ class LifeRegression(Slimming, kw_only=True):
       temperature: U of equation (7).
       t_base: the 1-based layer whose output lives are predicted from; None: the first location.
       budgets: patches computed per layer n_1..n_T, in place of keep_rate and locations.
-      predictor_init, predictor_scale: initial W: "normal", "identity" or "negative_identity", times the scale.
+      predictor_init, predictor_scale: initial W: "normal", "identity" or "negative_identity", times the scale; None:
+        0.02, and 0 beside coverage, which training then starts from.
       literal_class_weight: use sigmoid(U (T - t)) as the weight of prefix tokens, as the paper prints.
       stop_gradient: predict lives from tokens through which no gradient flows back into the backbone.
       hard: training masks exactly the patches that inference drops, with the gradient of the soft weights
@@ -87,6 +89,9 @@ class LifeRegression(Slimming, kw_only=True):
       sampled_rates: training draws the keep rate of every image anew from these, in place of keep_rate. Not in the
         paper.
       eps: of the predictor's layer norm.
+      lives: "learned", the paper's predictor; "coverage", from the rank in farthest-point order, without any parameter;
+        "both", their sum. The last two are not in the paper.
+      squeeze, squeeze_temperature: what becomes of the dead, see `Dropping`. Not in the paper.
     """
 
     method = "life_regression"
@@ -97,14 +102,17 @@ class LifeRegression(Slimming, kw_only=True):
     t_base: int | None = None
     budgets: tuple[int, ...] | None = None
     predictor_init: str = "normal"
-    predictor_scale: float = 0.02
+    predictor_scale: float | None = None
     literal_class_weight: bool = False
     stop_gradient: bool = False
     hard: bool = False
     sampled_rates: tuple[float, ...] = ()
     eps: float = 1e-6
+    lives: str = "learned"
 
     def check_options(self) -> None:
+        super().check_options()
+        check_choice("lives", self.lives, ("learned", "coverage", "both"))
         check_keep_rate(self.keep_rate, check_locations(self.locations))
         for rate in self.sampled_rates:
             check_keep_rate(rate, self.locations)
@@ -157,14 +165,36 @@ class LifeRegression(Slimming, kw_only=True):
 
     @property
     def train_plan(self) -> Plan:
+        if self._really_drops(train=True):
+            return self.plan
         return Plan.full(self.bound.num_patches, self.bound.depth)
 
     def extra_flops(self) -> dict[int, int]:
-        dim = self.bound.dim
-        return {self.base: dim * dim + self.bound.num_patches * dim}
+        dim, n, cost = self.bound.dim, self.bound.num_patches, 0
+        if self.lives != "coverage":
+            cost += dim * dim + n * dim
+        if self.lives != "learned":
+            cost += n * n * dim + (self.bound.prefix_tokens + n) * dim
+        return self.with_squeeze_flops({self.base: cost})
 
     def setup(self) -> None:
-        self.life_predictor = LifePredictor(self.eps, self.predictor_init, self.predictor_scale)
+        if self.lives != "coverage":
+            default = 0.02 if self.lives == "learned" else 0.0
+            scale = default if self.predictor_scale is None else self.predictor_scale
+            self.life_predictor = LifePredictor(self.eps, self.predictor_init, scale)
+
+    def _really_drops(self, train: bool) -> bool:
+        """Masks are for what learns: an order without parameters needs none, unless budgets differ between images."""
+        return not train or (self.hard and self.lives == "coverage" and not self.sampled_rates)
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        first = layer == self.base and self.lives != "learned" and self.bound.class_token
+        return ("class_attention",) if first else ()
+
+    def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
+        if "class_attention" not in probe:
+            return tokens
+        return tokens.remember(class_attention=probe["class_attention"].mean(axis=1)[:, tokens.prefix :])
 
     def scores(self, tokens: Tokens) -> Array:
         """(B, N) float32 scores s of equation (2), from the tokens after layer t_base."""
@@ -172,7 +202,19 @@ class LifeRegression(Slimming, kw_only=True):
         if given is not None and not self.is_initializing():
             return given
         source = tokens.replace(x=jax.lax.stop_gradient(tokens.x)) if self.stop_gradient else tokens
-        return self.life_predictor(source, self.bound.class_token)
+        if self.lives == "learned":
+            return self.life_predictor(source, self.bound.class_token)
+        covered = coverage.standard_ranks(self._ranks(tokens))
+        if self.lives == "coverage":
+            return covered
+        return covered + self.life_predictor(source, self.bound.class_token) / self.bound.dim
+
+    def _ranks(self, tokens: Tokens) -> Array:
+        patches = tokens.patches.astype(jnp.float32)
+        first = tokens.memory.get("class_attention")
+        if first is None:
+            first = coverage.centrality(patches)
+        return coverage.farthest_point_ranks(patches, jnp.argmax(first, axis=1))
 
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer != self.base:
@@ -181,11 +223,14 @@ class LifeRegression(Slimming, kw_only=True):
         counts, mean, std = self._budgets(scores, train)
         lives = life.normalise_lives(scores, mean, std)
         tokens = tokens.remember(scores=lives)
-        if train and self.hard:
-            tokens = tokens.remember(ranks=jnp.argsort(select.top(lives, lives.shape[1]), axis=1), counts=counts)
-        if train or self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:
+        if not self._really_drops(train):
+            if self.hard:
+                ranks = jnp.argsort(select.top(lives, lives.shape[1]), axis=1)
+                tokens = tokens.remember(ranks=ranks, counts=counts)
             return tokens
-        return tokens.take(select.top(lives, self.counts[layer]))  # the one sort
+        if self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:
+            return tokens
+        return self.drop(tokens, self.counts[layer], lives)  # the one sort
 
     def _budgets(self, scores: Array, train: bool) -> tuple[Any, Any, Any]:
         """n_1..n_T, mu and sigma: one row for all images, or one for each where training draws their keep rates."""
@@ -199,12 +244,17 @@ class LifeRegression(Slimming, kw_only=True):
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer <= self.base:
             return tokens
-        if not train:
-            return tokens.first(self.counts[layer - 1])
+        if self._really_drops(train):
+            return self.drop(tokens, self.counts[layer - 1])
         if not self.hard:
             return tokens.replace(log_weight=self._log_weight(tokens, layer))
         soft = jnp.exp(life.log_weight(tokens.memory["scores"], layer, self.temperature))
-        held = (tokens.memory["ranks"] < tokens.memory["counts"][:, layer - 1, None]).astype(jnp.float32)
+        before, held = (
+            (tokens.memory["ranks"] < tokens.memory["counts"][:, t, None]).astype(jnp.float32)
+            for t in (layer - 2, layer - 1)
+        )
+        if self.sampled_rates or self.counts[layer - 1] < self.counts[layer - 2]:
+            tokens = self.absorb(tokens, tokens, before - held, held)
         return tokens.replace(policy=tokens.per_token(select.straight_through(held, soft), 1.0))
 
     def _log_weight(self, tokens: Tokens, layer: int) -> Array:
@@ -214,8 +264,8 @@ class LifeRegression(Slimming, kw_only=True):
 
     def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
         if tokens.policy is not None:
-            held = tokens.policy[:, tokens.prefix :]
+            held = tokens.policy[:, tokens.prefix :] * tokens.patch_sizes
             return held / held.sum(axis=1, keepdims=True)
         if tokens.log_weight is None:
-            return None
+            return super().pooling_weights(tokens, train)
         return jax.nn.softmax(tokens.log_weight[:, tokens.prefix :], axis=1)

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.ops import select
 from slimvit_jax.plan import Plan, check_keep_rate, shrinking_counts
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
 
-class Random(Located, kw_only=True):
+class Random(Dropping, Located, kw_only=True):
     """Patches are dropped without looking at them, at the budgets of life regression.
 
         n_k = ceil(r n_{k-1}) after the k-th location,  s_i ~ U(0, 1),  kept: the n_k patches of highest s_i
@@ -31,6 +31,7 @@ class Random(Located, kw_only=True):
       keep_rate: share kept at each location of what the location before left; a float or one per location.
       locations: 1-based layers after which patches are dropped.
       seed: of the choice at inference.
+      squeeze, squeeze_temperature: what becomes of the dropped, see `Dropping`.
     """
 
     method = "random"
@@ -48,6 +49,9 @@ class Random(Located, kw_only=True):
         counts = shrinking_counts(self.bound.num_patches, rates)
         return Plan.drop(self.bound, self.locations, counts, "after")
 
+    def extra_flops(self) -> dict[int, int]:
+        return self.with_squeeze_flops({})
+
     def start(self, tokens: Tokens, train: bool) -> Tokens:
         given = tokens.memory.get("given_scores")
         if given is not None:
@@ -63,5 +67,5 @@ class Random(Located, kw_only=True):
         if layer == self.bound.depth or counts[layer] == tokens.n:
             return tokens
         if tokens.n == self.bound.num_patches:
-            return tokens.take(select.top(tokens.memory["scores"], counts[layer]))  # the one sort
-        return tokens.first(counts[layer])
+            return self.drop(tokens, counts[layer], tokens.memory["scores"])  # the one sort
+        return self.drop(tokens, counts[layer])

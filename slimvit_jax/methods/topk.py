@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
-from slimvit_jax.ops import select
 from slimvit_jax.plan import Plan, check_locations
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -14,7 +14,7 @@ from slimvit_jax.tokens import Tokens
 Array = jax.Array
 
 
-class TopK(Located, kw_only=True):
+class TopK(Dropping, Located, kw_only=True):
     """The patches with the highest class attention stay, in descending order; the others vanish.
 
         a_i = 1/H sum_h softmax(q_cls K^T / sqrt(d))_hi,  kept at the k-th location: int(r^k N), N of the grid
@@ -29,6 +29,7 @@ class TopK(Located, kw_only=True):
       keep_rate: share kept at each location of what the location before left; a float or one per location.
       locations: 1-based layers inside which patches are dropped.
       token_ratio: the shares of the original patches left at each location, in place of keep_rate.
+      squeeze, squeeze_temperature: what becomes of the dropped, see `Dropping`.
     """
 
     method = "topk"
@@ -37,6 +38,7 @@ class TopK(Located, kw_only=True):
     token_ratio: tuple[float, ...] | None = None
 
     def check_options(self) -> None:
+        super().check_options()
         cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
 
     @property
@@ -49,7 +51,8 @@ class TopK(Located, kw_only=True):
 
     def extra_flops(self) -> dict[int, int]:
         dim, prefix, plan = self.bound.dim, self.bound.prefix_tokens, self.plan
-        return {t: (prefix + plan.attention[t - 1]) * dim for t in self.locations if self._drops_in(t)}
+        row = {t: (prefix + plan.attention[t - 1]) * dim for t in self.locations if self._drops_in(t)}
+        return self.with_squeeze_flops(row)
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         return ("class_attention",) if self._drops_in(layer) else ()
@@ -61,4 +64,4 @@ class TopK(Located, kw_only=True):
         tokens = tokens.tap("class_attention", attention)
         if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
             tokens = tokens.remember(scores=attention)
-        return tokens.take(select.top(ranking(tokens, attention), self.plan.mlp[layer - 1]))
+        return self.drop(tokens, self.plan.mlp[layer - 1], ranking(tokens, attention))

@@ -112,7 +112,9 @@ def class_attention(q_row: Array, k: Array, *, log_weight: Array | None = None) 
     return attention_probabilities(q_row, k, log_weight=log_weight)[:, :, 0]
 
 
-def policy_attention(q: Array, k: Array, v: Array, policy: Array, *, eps: float = 1e-6) -> Array:
+def policy_attention(
+    q: Array, k: Array, v: Array, policy: Array, *, log_weight: Array | None = None, eps: float = 1e-6
+) -> Array:
     """Attention under a multiplicative keep policy, as DynamicViT trains (Rao et al. 2021, section 3.3).
 
     e_ij = exp(a_ij - max_k a_ik) * G_ij with G_ij = policy_j, and 1 on the diagonal.
@@ -123,6 +125,7 @@ def policy_attention(q: Array, k: Array, v: Array, policy: Array, *, eps: float 
     Args:
       q, k, v: (B, N, H, D).
       policy: (B, N), 1 keeps and 0 drops a key; any float dtype.
+      log_weight: None or float32 (B, N), added to the logits of key j for every query, itself included.
       eps: the smoothing of the published formula.
 
     Returns:
@@ -130,7 +133,7 @@ def policy_attention(q: Array, k: Array, v: Array, policy: Array, *, eps: float 
     """
     n = k.shape[1]
     q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-    logits = _logits(q, k, None)
+    logits = _logits(q, k, log_weight)
     keep = policy.astype(jnp.float32)[:, None, None, :]
     keep = keep + (1.0 - keep) * jnp.eye(n, dtype=jnp.float32)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True)) * keep

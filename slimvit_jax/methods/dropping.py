@@ -1,0 +1,104 @@
+"""What the methods share that drop patches: what becomes of the dropped."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+import jax
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.ops import select
+from slimvit_jax.ops import squeeze as squeezing
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class Dropping(Slimming, kw_only=True):
+    """Dropped patches vanish, or are *squeezed*: each joins the survivor it is most similar to.
+
+    Similarity is the cosine of the patch tokens as they are at the drop, not normalised; prefix tokens take no part. A
+    survivor keeps its place and its index in `aux.kept`. Training that really drops squeezes too; training that masks
+    (DynamicViT, IA-RED2, life regression with `hard`) squeezes in the masked tokens what inference squeezes at that
+    place, so that it sees what will be computed; where weights are soft nothing is gone and nothing is squeezed.
+    Cost per drop: 2 n_kept n_dropped D.
+
+    Attributes:
+      squeeze: False: they vanish. True: TPS (Wei et al. 2023, "Joint Token Pruning and Squeezing"), the survivor
+        becomes the average with weight e for itself and exp(cosine / squeeze_temperature) for each that joins. "mean":
+        the average weighted by the number of patches that each stands for; these sizes are carried along, their
+        logarithm is added to the attention logits of the keys (ToMe's proportional attention, on top of whatever weight
+        the method gives a key), and average pooling weighs by them.
+      squeeze_temperature: of squeeze=True.
+    """
+
+    squeeze: bool | str = False
+    squeeze_temperature: float = 1.0
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.squeeze != "mean" and not isinstance(self.squeeze, bool):
+            raise SlimError(
+                f"squeeze={self.squeeze!r} must be False (dropped patches vanish), True (TPS's exponential weights)"
+                " or 'mean' (weighted by size)"
+            )
+        temperature = self.squeeze_temperature
+        if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
+            raise SlimError(f"squeeze_temperature={temperature!r} must be a positive number")
+
+    def drop(self, tokens: Tokens, left: int, scores: Array | None = None) -> Tokens:
+        """The `left` patches of highest score in descending order; without scores the first `left`, as they are held.
+
+        Args:
+          tokens: with n patches.
+          left: how many stay, 1..n.
+          scores: (B, n).
+        """
+        if self.squeeze is False or left == tokens.n:
+            return tokens.first(left) if scores is None else tokens.take(select.top(scores, left))
+        everyone = tokens if scores is None else tokens.take(select.top(scores, tokens.n))
+        return self._squeezed(everyone.first(left), everyone, slice(left, None))
+
+    def absorb(self, hosts: Tokens, tokens: Tokens, leaving: Array, staying: Array | None = None) -> Tokens:
+        """`hosts` after they took in those of `tokens` that leave, where masks decide that.
+
+        Args:
+          hosts: the tokens that go on; may be the very rows of `tokens`.
+          tokens: as before the drop, n patches.
+          leaving: (B, n) float32, 1 for a patch that is dropped here, else 0.
+          staying: (B, n of the hosts), 1 for a row that goes on, 0 for one that is masked; None: all go on.
+        """
+        if self.squeeze is False:
+            return hosts
+        return self._squeezed(hosts, tokens, slice(None), leaving, staying)
+
+    def _squeezed(
+        self,
+        hosts: Tokens,
+        tokens: Tokens,
+        rows: slice,
+        leaving: Array | None = None,
+        staying: Array | None = None,
+    ) -> Tokens:
+        guests = tokens.patches[:, rows]
+        if self.squeeze is True:
+            patches = squeezing.squeeze_exponential(hosts.patches, guests, self.squeeze_temperature, staying, leaving)
+            return hosts.with_patches(patches, hosts.origin)
+        guest_size = tokens.patch_sizes[:, rows]
+        guest_size = guest_size if leaving is None else guest_size * leaving
+        patches, size = squeezing.squeeze_mean(hosts.patches, guests, hosts.patch_sizes, guest_size, staying)
+        return hosts.with_patches(patches, hosts.origin).replace(size=hosts.per_token(size, 1.0))
+
+    def with_squeeze_flops(self, costs: dict[int, int]) -> dict[int, int]:
+        """`costs` by layer, with what squeezing adds wherever the plan drops; between layers, to the layer before."""
+        if self.squeeze is False:
+            return costs
+        costs, n = dict(costs), self.bound.num_patches
+        for layer, (attention, mlp) in enumerate(zip(self.plan.attention, self.plan.mlp, strict=True), start=1):
+            for after, place in ((attention, max(1, layer - 1)), (mlp, layer)):
+                if after < n:
+                    more = squeezing.squeeze_flops(after, n - after, self.bound.dim)
+                    costs[place] = costs.get(place, 0) + more
+                n = after
+        return costs
