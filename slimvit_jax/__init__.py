@@ -11,14 +11,15 @@ In short:
 
 from slimvit_jax import losses, methods
 from slimvit_jax.analysis.flops import FlopsReport, flops
-from slimvit_jax.build import create_model, list_methods, list_models
+from slimvit_jax.build import create_model, list_methods, list_models, transform_for
 from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
 from slimvit_jax.fuse import fuse
-from slimvit_jax.models import preprocess_for
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
+
+preprocess_for = transform_for  # its earlier name
 
 __version__ = "0.1.0"
 
@@ -42,4 +43,5 @@ __all__ = [
     "preprocess_for",
     "save",
     "to_torch",
+    "transform_for",
 ]

@@ -11,8 +11,9 @@ from slimvit_jax.backbones.levit import LeViT
 from slimvit_jax.backbones.lvvit import LVViT
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.images import Preprocess
 from slimvit_jax.methods import METHODS
-from slimvit_jax.models import NAMED
+from slimvit_jax.models import NAMED, UNNAMED
 from slimvit_jax.slimming import Slimming
 
 #: Families for any size: name to (class, options that make the family).
@@ -55,7 +56,7 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
     cls, fixed = FAMILIES[family]
     method, options = cls.translate(method, options)
     method = own_method if method is None else method
-    backbone_fields = set(cls.__dataclass_fields__) - {"slim", "parent", "name", *fixed}
+    backbone_fields = set(cls.__dataclass_fields__) - {"slim", "preprocess", "parent", "name", *fixed}
     method_fields = _method_fields(method)
     for option in options:
         if option not in backbone_fields | method_fields:
@@ -65,7 +66,28 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
     backbone = cls.normalise(backbone)
     start = own_options if method == own_method else {}
     slim = _make_method(method, {**start, **{k: v for k, v in options.items() if k in method_fields}})
-    return cls(slim=slim.bind(cls.geometry_of(backbone)), **backbone)
+    preprocess = NAMED[name].preprocess if name in NAMED else UNNAMED
+    return cls(slim=slim.bind(cls.geometry_of(backbone)), preprocess=preprocess, **backbone)
+
+
+def transform_for(model: str | Backbone) -> Preprocess:
+    """How an image becomes the model's input: what training, evaluation, prediction and exports use.
+
+    Args:
+      model: from `create_model`, at whatever img_size and in_chans; or a model's name, at its own.
+
+    Returns:
+      A callable: a path, a PIL image or uint8 pixels to (H, W, C) float32. Its fields (mean, std, crop_pct, ...) are
+      timm's for a named model; others take the whole image in [-1, 1].
+
+    Raises:
+      SlimError: an unknown name, or a model of other than 1 or 3 channels.
+    """
+    if isinstance(model, str):
+        model = create_model(model)
+    elif not isinstance(model, Backbone):
+        raise SlimError(f"transform_for takes a model or the name of one, not {type(model).__name__}")
+    return model.preprocess.fit(model.img_size, model.in_chans)
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any], str | None, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 The ViTs and LeViTs are facts of timm 1.0.31 (constructor arguments in vision_transformer.py, deit.py and levit.py, and
 the default pretrained configuration of each name); LV-ViT, SiT and Evo-LeViT, which timm has not, of their authors'
-code. Nothing is imported but the standard library, so that listing models is instant.
+code.
 """
 
 from __future__ import annotations
@@ -13,28 +13,13 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
-from slimvit_jax.errors import unknown
+from slimvit_jax.images.preprocess import Preprocess
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+TIMMS = Preprocess(crop_pct=0.9)  # ImageNet's mean and deviation, bicubic
 
-
-@dataclasses.dataclass(frozen=True)
-class Preprocess:
-    """How an image becomes a model input: resize the short side to round-down(size / crop_pct), centre crop, normalise.
-
-    Attributes:
-      mean, std: per RGB channel, of values in [0, 1].
-      crop_pct: side of the centre crop over the side of the resized image.
-      interpolation: "bicubic" or "bilinear".
-      input_size: (height, width) of the crop.
-    """
-
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    crop_pct: float = 0.9
-    interpolation: str = "bicubic"
-    input_size: tuple[int, int] = (224, 224)
+#: Of models without a name in the table: [-1, 1], the whole image.
+UNNAMED = Preprocess(mean=HALF, std=HALF, crop_pct=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +64,7 @@ def _entry(family: str, size: str, patch: int, side: int, preprocess: Preprocess
         "qkv_bias": True,
         "num_classes": 1000,
     } | more
-    preprocess = dataclasses.replace(preprocess, input_size=(side, side))
+    preprocess = preprocess.replace(img_size=side)
     return NamedModel(family, MappingProxyType(kwargs), preprocess, f"timm/{hub}")
 
 
@@ -89,21 +74,21 @@ def _table() -> dict[str, NamedModel]:
         for side, crop in ((224, 0.9), (384, 1.0)):
             name = f"vit_{size}_patch16_{side}"
             tag = "augreg2_in21k_ft_in1k" if (size, side) == ("base", 224) else "augreg_in21k_ft_in1k"
-            table[name] = _entry("vit", size, 16, side, Preprocess(HALF, HALF, crop), f"{name}.{tag}")
+            table[name] = _entry("vit", size, 16, side, UNNAMED.replace(crop_pct=crop), f"{name}.{tag}")
     for size in ("tiny", "small", "base"):
         name = f"deit_{size}_patch16_224"
-        table[name] = _entry("vit", size, 16, 224, Preprocess(), f"{name}.fb_in1k")
+        table[name] = _entry("vit", size, 16, 224, TIMMS, f"{name}.fb_in1k")
         name = f"deit_{size}_distilled_patch16_224"
-        table[name] = _entry("deit_distilled", size, 16, 224, Preprocess(), f"{name}.fb_in1k")
+        table[name] = _entry("deit_distilled", size, 16, 224, TIMMS, f"{name}.fb_in1k")
     for size in ("small", "base", "large"):
         name = f"deit3_{size}_patch16_224"
         more = {"no_embed_class": True, "init_values": 1e-6}
-        table[name] = _entry("vit", size, 16, 224, Preprocess(), f"{name}.fb_in1k", **more)
+        table[name] = _entry("vit", size, 16, 224, TIMMS, f"{name}.fb_in1k", **more)
     for size in ("small", "base"):
         # self-supervised: no classifier in the published weights; pass num_classes to get a fresh one
         more = {"init_values": 1e-5, "num_classes": 0}
         name = f"vit_{size}_patch14_dinov2"
-        whole = Preprocess(crop_pct=1.0)
+        whole = TIMMS.replace(crop_pct=1.0)
         table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
         name = f"vit_{size}_patch14_reg4_dinov2"
         more = more | {"reg_tokens": 4, "no_embed_class": True}
@@ -142,7 +127,7 @@ def _lvvit_table() -> dict[str, NamedModel]:
             "p_emb": stem,
             "skip_lam": skip_lam,
         }
-        preprocess = Preprocess(crop_pct=crop, input_size=(side, side))
+        preprocess = TIMMS.replace(crop_pct=crop, img_size=side)
         table[f"lvvit_{size}"] = NamedModel("lvvit", MappingProxyType(kwargs), preprocess, hub="")
     for size, (backbone, blocks) in slimmed.items():
         options = MappingProxyType({"keep_rate": 0.5, "locations": tuple(accumulate(blocks[:-1]))})
@@ -172,18 +157,11 @@ def _levit_table() -> dict[str, NamedModel]:
             "distilled": True,
         }
         hub = f"timm/levit_{size}.fb_dist_in1k"
-        table[f"levit_{size}"] = NamedModel("levit", MappingProxyType(kwargs), Preprocess(), hub)
+        table[f"levit_{size}"] = NamedModel("levit", MappingProxyType(kwargs), TIMMS, hub)
         for side, name in ((224, f"evo_levit_{size}"), (384, f"evo_levit_{size}_384")):  # levit/ of Evo-ViT's release
             more = MappingProxyType(kwargs | {"img_size": side})
-            table[name] = NamedModel("evo_levit", more, Preprocess(input_size=(side, side)), hub="")
+            table[name] = NamedModel("evo_levit", more, TIMMS.replace(img_size=side), hub="")
     return table
 
 
 NAMED: Mapping[str, NamedModel] = MappingProxyType(_table())
-
-
-def preprocess_for(name: str) -> Preprocess:
-    """timm's default preparation of images for a named model; an unknown name is a SlimError with the choices."""
-    if name not in NAMED:
-        raise unknown("model", name, NAMED)
-    return NAMED[name].preprocess

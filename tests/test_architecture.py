@@ -19,6 +19,7 @@ LAYERS = {
     "plan": 1,
     "ops": 1,
     "losses": 1,
+    "images": 1,
     "models": 1,
     "tokens": 2,
     "slimming": 3,

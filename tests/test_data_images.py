@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import slimvit_jax as slim
 from slimvit_jax.data import Augment, MixupConfig, Preprocess, mixup_cutmix
 from slimvit_jax.data.augment import CropAugment, crop_box, erase, shift_batch
-from slimvit_jax.data.decode import BadImage, decode, to_array
 from slimvit_jax.data.mixup import beta, smooth
 from slimvit_jax.data.randaugment import OPERATIONS, RandAugment, color_jitter
 from slimvit_jax.errors import SlimError
+from slimvit_jax.images.decode import BadImage, decode, to_array
 
 
 def photo(height, width, seed=0, mode="RGB"):
@@ -69,21 +72,16 @@ def test_evaluation_preprocessing_is_timms(shape, options):
     assert np.abs((got - expected) * np.array(preprocess.std)).max() < 1 / 255 / 100
 
 
-def test_decoding_of_unusual_files_is_torchvisions():
-    """torchvision's loader is Image.open(file).convert("RGB"): first frame, no EXIF rotation."""
+def test_decoding_is_torchvisions_where_nothing_would_be_lost():
+    """torchvision's loader is Image.open(file).convert("RGB"): first frame, CMYK, palettes and one bit converted."""
     picture = photo(20, 30)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    sixteen = Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30))
     files = {
-        "exif": encoded(picture, "JPEG", exif=exif),
         "cmyk": encoded(picture.convert("CMYK"), "JPEG"),
-        "16 bit": encoded(sixteen),
         "animated": encoded(picture, "GIF", save_all=True, append_images=[photo(20, 30, 1)]),
         "grey": encoded(picture.convert("L")),
-        "grey, alpha": encoded(picture.convert("LA")),
-        "palette": encoded(picture.quantize(16), transparency=3),
-        "alpha": encoded(picture.convert("RGBA")),
+        "grey, opaque": encoded(picture.convert("LA")),
+        "palette": encoded(picture.quantize(16)),
+        "opaque": encoded(picture.convert("RGBA")),
         "one bit": encoded(picture.convert("1")),
         "webp": encoded(picture, "WEBP"),
         "tiff": encoded(picture, "TIFF"),
@@ -95,10 +93,115 @@ def test_decoding_of_unusual_files_is_torchvisions():
         assert to_array(decode(data, 1)).shape == (*theirs.shape[:2], 1)
         pixels = Preprocess(16)(data)
         assert pixels.shape == (16, 16, 3) and np.isfinite(pixels).all()
-    assert decode(files["exif"]).size == (30, 20)
     grey = np.arange(20, dtype=np.uint8).reshape(4, 5, 1)
     np.testing.assert_array_equal(to_array(decode(grey, 1)), grey)
     np.testing.assert_array_equal(to_array(decode(grey, 3)), np.repeat(grey, 3, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_upright(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = encoded(photo(20, 30), kind, exif=exif, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(to_array(decode(data)), upright)
+    np.testing.assert_array_equal(to_array(decode(Image.open(io.BytesIO(data)))), upright)
+
+
+def test_transparency_is_laid_on_white():
+    random = np.random.default_rng(0)
+    colours, alpha = random.integers(0, 256, (6, 8, 3), np.uint8), random.integers(0, 256, (6, 8), np.uint8)
+    alpha[0], alpha[1] = 0, 255
+    share = alpha[..., None] / 255
+    expected = colours * share + 255 * (1 - share)
+    rgba = np.dstack([colours, alpha])
+    picture = Image.fromarray(rgba)
+    for form in (picture, rgba, encoded(picture), encoded(picture, "WEBP", lossless=True, exact=True)):
+        got = to_array(decode(form)).astype(float)
+        assert np.abs(got - expected).max() <= 1 and (got[0] == 255).all() and (got[1] == colours[1]).all()
+    grey = Image.merge("LA", [Image.fromarray(colours[..., 0]), Image.fromarray(alpha)])
+    for form in (grey, encoded(grey), np.asarray(grey)):
+        assert np.abs(to_array(decode(form, 1)) - expected[..., :1]).max() <= 1
+    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), "P")
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    assert to_array(decode(palette))[0].tolist() == [[10, 20, 30], [200, 100, 50]]
+    assert to_array(decode(encoded(palette, transparency=1)))[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    keyed = encoded(Image.fromarray(colours), transparency=tuple(colours[2, 3].tolist()))
+    assert (to_array(decode(keyed))[2, 3] == 255).all() and (to_array(decode(keyed))[1] == colours[1]).all()
+
+
+def test_sixteen_bits_are_scaled():
+    values = np.array([[0, 255, 256, 1000], [32768, 40000, 65279, 65535]], np.uint16)
+    picture = Image.fromarray(values)
+    for form in (picture, encoded(picture), encoded(picture, "TIFF"), encoded(picture, "PPM")):
+        for channels in (1, 3):
+            np.testing.assert_array_equal(
+                to_array(decode(form, channels)), (values >> 8)[..., None].repeat(channels, 2)
+            )
+    for mode in ("I", "F"):
+        with pytest.raises(BadImage, match="of no stated range"):
+            decode(Image.new(mode, (2, 2)))
+
+
+def test_pictures_in_every_form_are_prepared_alike(tmp_path):
+    """A path, bytes, a PIL picture of any mode and uint8 pixels: transform_for is one function for all of them."""
+    picture = photo(40, 50)
+    model = slim.create_model("deit_tiny_patch16_224", img_size=(32, 48))
+    transform = slim.transform_for(model)
+    assert (transform.size, transform.mean, transform.crop_pct) == ((32, 48), (0.485, 0.456, 0.406), 0.9)
+    (tmp_path / "a.png").write_bytes(encoded(picture))
+    expected = transform(picture)
+    assert expected.shape == (32, 48, 3) and expected.dtype == np.float32
+    forms = [
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        encoded(picture),
+        np.asarray(picture),
+        picture.convert("RGBA"),
+    ]
+    for form in forms:
+        np.testing.assert_array_equal(transform(form), expected)
+    for mode in ("L", "P", "CMYK", "1", "LA", "PA", "YCbCr", "HSV", "LAB", "RGBX"):
+        other = picture.convert("L").convert(mode) if mode in ("LA", "PA") else picture.convert(mode)
+        np.testing.assert_array_equal(transform(other), transform(other.convert("RGB")), err_msg=mode)
+    grey = np.asarray(picture.convert("L"))
+    np.testing.assert_array_equal(transform(grey), transform(np.repeat(grey[..., None], 3, -1)))
+    assert Preprocess(**json.loads(json.dumps(transform.to_dict()))) == transform
+
+
+def test_one_channel_gets_the_mean_of_the_colours():
+    transform = slim.transform_for(slim.create_model("deit_tiny_patch16_224", in_chans=1, img_size=32))
+    assert transform.in_chans == 1 and transform.size == (32, 32)
+    np.testing.assert_allclose([*transform.mean, *transform.std], [(0.485 + 0.456 + 0.406) / 3, 0.226], atol=1e-9)
+    assert slim.transform_for("vit_small_patch16_384") == Preprocess(384, 3, 0.5, 0.5, "bicubic", 1.0)
+    assert slim.transform_for("vit").mean == (0.5,) * 3 and slim.preprocess_for is slim.transform_for
+    for wrong, words in (
+        ("deit_tinny_patch16_224", "unknown model 'deit_tinny_patch16_224'; did you mean"),
+        (slim.create_model("vit", in_chans=5), "cannot be read to 5 channels"),
+        (None, "takes a model or the name of one, not NoneType"),
+    ):
+        with pytest.raises(SlimError, match=words):
+            slim.transform_for(wrong)
+
+
+def test_what_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "text.jpg").write_text("no picture")
+    transform = Preprocess(8)
+    for wrong, words in (
+        (tmp_path / "pipe.jpg", "pipe.jpg' is a pipe or device, not an image file"),
+        (tmp_path, "is a folder, not an image file"),
+        (tmp_path / "none.jpg", "no image file .*none.jpg'"),
+        ("", "no image file ''"),
+        (tmp_path / "text.jpg", "cannot read .*text.jpg: it is no image of a known kind"),
+        (np.zeros((4, 4, 3), np.float32), "pixels must be uint8"),
+        (np.zeros((4, 4, 5), np.uint8), "pixels must be uint8"),
+        (None, "pixels must be uint8"),
+    ):
+        with pytest.raises(SlimError, match=words):
+            transform(wrong)
 
 
 def test_reduced_decoding_keeps_the_wanted_size():
@@ -149,6 +252,13 @@ def test_bombs_and_strips_are_refused_not_computed():
         (dict(crop_pct=0), r"crop_pct must be in \(0, 1\]"),
         (dict(in_chans=1), "mean has 3 values for in_chans=1"),
         (dict(std=0.0), "std must be positive"),
+        (dict(mean=float("nan")), "mean must be made of finite numbers, not nan"),
+        (dict(std=(0.2, float("inf"), 0.2)), "std must be made of finite numbers"),
+        (dict(std=float("nan")), "std must be made of finite numbers"),
+        (dict(mean="half"), "mean must be made of finite numbers, not 'half'"),
+        (dict(crop_pct=float("nan")), "crop_pct"),
+        (dict(img_size=8.5), "img_size must be a positive side"),
+        (dict(img_size=(8, 8, 8)), "img_size"),
         (dict(crop_mode="pad"), "unknown crop_mode 'pad'"),
     ],
 )

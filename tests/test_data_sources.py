@@ -17,10 +17,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from slimvit_jax.data import Preprocess, eval_batches, open_source
-from slimvit_jax.data.decode import decode, to_array
 from slimvit_jax.data.digits import prepare, stratified_split
 from slimvit_jax.data.idx import read_idx
 from slimvit_jax.errors import SlimError
+from slimvit_jax.images.decode import decode, to_array
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from timm_reference import calibrated, logits, reference, timm, torch
 
 import slimvit_jax as slim
 from slimvit_jax.convert import from_torch, resample_pos_embed, rules
-from slimvit_jax.models import NAMED, preprocess_for
+from slimvit_jax.models import NAMED
 
 TOLERANCE = 1e-4
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -42,7 +42,7 @@ def test_named_model_has_timms_parameters(name):
 
 @pytest.mark.parametrize("name", ON_TIMM)
 def test_named_model_has_timms_preprocessing(name):
-    config, ours = timm.models.get_pretrained_cfg(name), preprocess_for(name)
+    config, ours = timm.models.get_pretrained_cfg(name), slim.transform_for(name)
     assert (ours.mean, ours.std, ours.crop_pct) == (config.mean, config.std, config.crop_pct)
     assert (ours.interpolation, (3, *ours.input_size)) == (config.interpolation, config.input_size)
     assert NAMED[name].hub == config.hf_hub_id

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.images import Preprocess
+from slimvit_jax.models import UNNAMED
 from slimvit_jax.plan import Geometry, check_choice
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux
@@ -27,6 +29,8 @@ class Backbone(nn.Module, kw_only=True):
       in_chans: channels of the images.
       num_classes: of the head; 0 for none, then the logits are the pooled features.
       distilled: a second head, for the labels of another network; logits are the mean of both heads.
+      preprocess: how the images of its weights are prepared; `create_model` sets the named model's, and
+        `transform_for` fits it to the model's size and channels.
       dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
     """
 
@@ -36,6 +40,7 @@ class Backbone(nn.Module, kw_only=True):
     num_classes: int = 1000
     distilled: bool = False
     dtype: Any = "float32"
+    preprocess: Preprocess = UNNAMED
 
     @classmethod
     def option(cls, options: dict[str, Any], name: str) -> Any:

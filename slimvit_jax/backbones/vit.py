@@ -189,7 +189,7 @@ class VisionTransformer(Backbone, kw_only=True):
         """Classify images.
 
         Args:
-          images: (B, H, W, C) floats, normalised as the weights expect (`preprocess_for`).
+          images: (B, H, W, C) floats, prepared as the weights expect (`transform_for`).
           train: the training path: dropout, stochastic depth and the method's training form; needs rngs={"dropout"}.
           return_aux: also return an `Aux`.
           record_tokens: put the patch tokens after every layer into `aux.taps["tokens"]`.

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
-    from slimvit_jax.data import Preprocess, Source
+    from slimvit_jax.data import Source
+    from slimvit_jax.images import Preprocess
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,26 +152,16 @@ def open_target(args: argparse.Namespace) -> Target:
     model = create_model(args.model, **method_options(args))
     if not args.weights.startswith("hf-hub:") and not Path(args.weights).exists():
         raise SlimError(f"no weights file {args.weights!r}")
-    preprocess = preprocess_of(args, args.model, model)
+    preprocess = preprocess_of(args, model)
     return Target(model, args.model, args.weights, preprocess, init_missing=tuple(args.init_missing))
 
 
-def preprocess_of(args: argparse.Namespace, name: str, model: Any, given: Preprocess | None = None) -> Preprocess:
-    """The preprocessing of a run (`given`) or of a named model, with what the command line sets on top."""
-    from slimvit_jax.data import Preprocess
-    from slimvit_jax.models import NAMED, preprocess_for
+def preprocess_of(args: argparse.Namespace, model: Any) -> Preprocess:
+    """The model's preprocessing, with what the command line sets on top."""
+    from slimvit_jax import transform_for
 
-    if given is None:
-        fields: dict[str, Any] = {"mean": (0.5,), "std": (0.5,), "crop_pct": 1.0}
-        if name in NAMED:
-            own = preprocess_for(name)
-            fields = {key: getattr(own, key) for key in ("mean", "std", "crop_pct", "interpolation")}
-            if model.in_chans != len(own.mean):
-                fields |= {"mean": (sum(own.mean) / 3,), "std": (sum(own.std) / 3,)}
-        given = Preprocess(img_size=model.img_size, in_chans=model.in_chans, **fields)
     changes = {key: getattr(args, key, None) for key in ("mean", "std", "interpolation", "crop_pct")}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    return given.replace(img_size=model.img_size, **changes)
+    return transform_for(model).replace(**{key: value for key, value in changes.items() if value is not None})
 
 
 def _from_run(args: argparse.Namespace) -> Target:
@@ -226,15 +217,7 @@ def read_images(files: list[str], preprocess: Preprocess) -> np.ndarray:
     """(B, H, W, C) uint8 of image files, resized and cropped as the model wants them; a SlimError names a bad file."""
     import numpy as np
 
-    pixels = []
-    for file in files:
-        path = Path(file)
-        if not path.is_file():
-            raise SlimError(
-                f"no image file {file!r}" if not path.exists() else f"{file!r} is a folder, not an image file"
-            )
-        pixels.append(preprocess.pixels(path.read_bytes(), file))
-    return np.stack(pixels)
+    return np.stack([preprocess.pixels(file) for file in files])
 
 
 def writable_folder(path: str) -> Path:

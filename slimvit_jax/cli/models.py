@@ -66,13 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _facts(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    from slimvit_jax import create_model, flops
+    from slimvit_jax import create_model, flops, transform_for
     from slimvit_jax.analysis.evaluate import count_parameters
     from slimvit_jax.cli import common
-    from slimvit_jax.models import preprocess_for
 
     model = create_model(name, **common.method_options(args))
-    preprocess = preprocess_for(name)
+    preprocess = transform_for(model)
     return {
         "model": name,
         "method": model.slim.method,

@@ -35,7 +35,8 @@ def open_run(args: argparse.Namespace) -> common.Target:
         inherited.pop("budgets", None)  # a schedule of its own would win over the keep rate that is asked for
     model_options = config.model.options.to_dict() | extra["model_options"]
     model = create_model(config.model.name, method=name, **{**model_options, **inherited, **options})
-    preprocess = common.preprocess_of(args, config.model.name, model, build_preprocess(config))
+    model = model.clone(preprocess=build_preprocess(config))
+    preprocess = common.preprocess_of(args, model)
     ignored = ("life_predictor",) if name != config.method.name else ()
     return common.Target(
         model,

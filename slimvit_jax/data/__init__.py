@@ -4,9 +4,9 @@ from typing import Any
 
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.pipeline import EvalPass, TrainIterator, eval_batches, train_iterator
-from slimvit_jax.data.preprocess import Preprocess
 from slimvit_jax.data.source import Source
 from slimvit_jax.data.sources import open_source
+from slimvit_jax.images.preprocess import Preprocess
 
 __all__ = [
     "Augment",

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from slimvit_jax.data.decode import to_array
-from slimvit_jax.data.preprocess import Preprocess
 from slimvit_jax.data.randaugment import RandAugment, color_jitter
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.images.decode import to_array
+from slimvit_jax.images.preprocess import Preprocess
 
 KINDS = ("none", "crop", "shift")
 Box = tuple[int, int, int, int]  # left, top, right, bottom

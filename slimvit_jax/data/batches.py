@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from slimvit_jax.data.augment import Augment, Box, CropAugment, erase, shift_batch
-from slimvit_jax.data.decode import BadImage, decode
-from slimvit_jax.data.preprocess import Preprocess
 from slimvit_jax.data.source import Source
 from slimvit_jax.errors import SlimError
+from slimvit_jax.images.decode import BadImage, decode
+from slimvit_jax.images.preprocess import Preprocess
 
 ENDLESS = 1 << 40  # training batches: more than anybody will draw
 CACHE_BYTES = 1 << 28  # sets whose decoded pixels stay below this are cached unless told otherwise

@@ -21,10 +21,10 @@ from absl import flags
 
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.batches import Batch, Cache, EvalBatches, Shard, TrainBatches, fits_cache
-from slimvit_jax.data.preprocess import Preprocess
 from slimvit_jax.data.source import Source
 from slimvit_jax.data.workers import close_at_exit, start_worker
 from slimvit_jax.errors import SlimError
+from slimvit_jax.images.preprocess import Preprocess
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from slimvit_jax.data.decode import BadImage
 from slimvit_jax.data.source import Record, Source, default_data_dir, pick_split
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.images.decode import BadImage
 
 
 class TfdsSource(Source):

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from slimvit_jax import data
-from slimvit_jax.build import create_model
+from slimvit_jax.build import create_model, transform_for
 from slimvit_jax.convert import load
 from slimvit_jax.data.mixup import MixupConfig
 from slimvit_jax.errors import SlimError
-from slimvit_jax.models import HALF, NAMED, preprocess_for
+from slimvit_jax.images import Preprocess
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.training import labeller as labelling
 from slimvit_jax.training import optim, step
@@ -32,6 +32,12 @@ def build_model(config: Any, slimmed: bool = True, stage: str = "", **method_opt
       stage: apply this stage's model_options and method_options too.
       **method_options: on top of all, e.g. keep_rate=0.5.
     """
+    model = _build_model(config, slimmed, stage, method_options)
+    given = {key: value for key, value in config.preprocess.to_dict().items() if value}
+    return model.clone(preprocess=model.preprocess.replace(**given)) if given else model
+
+
+def _build_model(config: Any, slimmed: bool, stage: str, method_options: dict[str, Any]) -> Any:
     options = config.model.options.to_dict()
     extra = config.stages[stage].to_dict() if stage else {}
     options |= extra.get("model_options", {})
@@ -49,16 +55,9 @@ def build_teacher(config: Any) -> Any:
     return create_model(config.model.name, Slimming(), **options)
 
 
-def build_preprocess(config: Any) -> data.Preprocess:
-    """How images are prepared: timm's way for a named model, [-1, 1] without a crop for others; the config on top."""
-    model = build_model(config, slimmed=False)
-    if config.model.name in NAMED:
-        own: Any = preprocess_for(config.model.name)
-        fields = {"mean": own.mean, "std": own.std, "interpolation": own.interpolation, "crop_pct": own.crop_pct}
-    else:
-        fields = {"mean": HALF[:1], "std": HALF[:1], "interpolation": "bicubic", "crop_pct": 1.0}
-    fields |= {key: value for key, value in config.preprocess.to_dict().items() if value}
-    return data.Preprocess(img_size=model.img_size, in_chans=model.in_chans, **fields)
+def build_preprocess(config: Any) -> Preprocess:
+    """How images are prepared: the model's way, with the config's fields on top."""
+    return transform_for(build_model(config, slimmed=False))
 
 
 def build_source(config: Any, split: str) -> data.Source:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.build import create_model
+from slimvit_jax.build import create_model, transform_for
 from slimvit_jax.convert import load
 from slimvit_jax.errors import SlimError
-from slimvit_jax.models import NAMED, preprocess_for
+from slimvit_jax.models import NAMED
 from slimvit_jax.slimming import Slimming
 
 Array = jax.Array
@@ -128,8 +128,8 @@ def build_labeller(
         raise SlimError(f"config.labeller: {fields.name!r} cannot label single patches; a ViT or an LV-ViT can")
     mean, std = (np.asarray(v, np.float64) for v in (preprocess.mean, preprocess.std))
     their_mean, their_std = mean, std
-    if fields.name in NAMED and model.in_chans == 3:
-        own = preprocess_for(fields.name)
+    if fields.name in NAMED:
+        own = transform_for(source)
         their_mean, their_std = np.asarray(own.mean), np.asarray(own.std)
     gain, shift = np.broadcast_arrays(std / their_std, (mean - their_mean) / their_std)
     affine = {"gain": tuple(gain.tolist()), "shift": tuple(shift.tolist())}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+import operator
+from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from slimvit_jax.data.decode import BadImage, check_channels, decode, to_array
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.images.decode import BadImage, Picture, called, check_channels, decode, to_array
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -43,26 +46,17 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_channels(self.in_chans)
-        size = (self.img_size,) * 2 if isinstance(self.img_size, int) else tuple(int(side) for side in self.img_size)
-        if len(size) != 2 or min(size) < 1:
-            raise SlimError(f"img_size must be a positive side or (height, width), not {self.img_size!r}")
-        object.__setattr__(self, "img_size", size)
+        object.__setattr__(self, "img_size", _sides(self.img_size))
         for field in ("mean", "std"):
-            given = getattr(self, field)
-            values = (float(given),) if isinstance(given, int | float) else tuple(float(v) for v in given)
-            if len(values) == 1:
-                values *= self.in_chans
-            if len(values) != self.in_chans:
-                raise SlimError(f"{field} has {len(values)} values for in_chans={self.in_chans}: {values}")
-            object.__setattr__(self, field, values)
+            object.__setattr__(self, field, _per_channel(field, getattr(self, field), self.in_chans))
         if min(self.std) <= 0:
             raise SlimError(f"std must be positive, not {self.std}")
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_mode not in ("center", "squash"):
             raise unknown("crop_mode", self.crop_mode, ("center", "squash"))
-        if not 0 < self.crop_pct <= 1:
-            raise SlimError(f"crop_pct must be in (0, 1], not {self.crop_pct}")
+        if not (isinstance(self.crop_pct, Real) and 0 < self.crop_pct <= 1):
+            raise SlimError(f"crop_pct must be in (0, 1], not {self.crop_pct!r}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,13 +67,33 @@ class Preprocess:
     def resample(self) -> Image.Resampling:
         return INTERPOLATIONS[self.interpolation]
 
-    def replace(self, **changes: object) -> Preprocess:
-        """A copy with some fields changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """`size`, by timm's name."""
+        return self.size
 
-    def pixels(self, image: Image.Image | np.ndarray | bytes, name: str = "image") -> np.ndarray:
-        """(H, W, C) uint8: decoded, resized and cropped, before normalising. BadImage where the bytes are damaged."""
-        picture = image if isinstance(image, Image.Image) else decode(image, self.in_chans, name)
+    def replace(self, **changes: Any) -> Preprocess:
+        """A copy with some fields changed; a SlimError names a field that there is not."""
+        names = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in names:
+                raise unknown("field of the preprocessing", name, names)
+        return replace(self, **changes)
+
+    def fit(self, img_size: int | tuple[int, int], in_chans: int) -> Preprocess:
+        """The same preparation for a model of another size or number of channels.
+
+        One channel gets the mean of the colours' means and of their standard deviations; three get one channel's.
+        """
+        given = {"mean": self.mean, "std": self.std}
+        if in_chans != self.in_chans:
+            given = {name: (sum(values) / len(values),) for name, values in given.items()}
+        return self.replace(img_size=img_size, in_chans=in_chans, **given)
+
+    def pixels(self, image: Picture, name: str = "") -> np.ndarray:
+        """(H, W, C) uint8: decoded, resized and cropped, before normalising. BadImage for what cannot be read."""
+        name = name or called(image)
+        picture = decode(image, self.in_chans, name)
         scaled = tuple(math.floor(side / self.crop_pct) for side in self.size)
         height, width = resized_shape((picture.height, picture.width), scaled, self.crop_mode)  # type: ignore[arg-type]
         if max(height, width) > 1 << 15:  # a 1 x 5000 strip, blown up to keep its aspect ratio
@@ -111,9 +125,39 @@ class Preprocess:
         """(C,) float32: the normalised value of black."""
         return (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
 
-    def __call__(self, image: Image.Image | np.ndarray | bytes, name: str = "image") -> np.ndarray:
-        """(H, W, C) float32, ready for the model."""
+    def __call__(self, image: Picture, name: str = "") -> np.ndarray:
+        """(H, W, C) float32, ready for the model.
+
+        Args:
+            image: a path, a file's bytes, a PIL image of any mode, or uint8 pixels (H, W) or (H, W, 1 to 4).
+            name: what to call it in an error; default: its path.
+        """
         return self.normalise(self.pixels(image, name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; `Preprocess(**fields)` is the inverse."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    try:
+        sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+        height, width = (0 if isinstance(side, bool) else operator.index(side) for side in sides)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise SlimError(f"img_size must be a positive side or (height, width), not {value!r}")
+    return height, width
+
+
+def _per_channel(name: str, given: Any, channels: int) -> tuple[float, ...]:
+    listed = tuple(given) if isinstance(given, (tuple, list, np.ndarray)) else (given,)
+    if not all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in listed):
+        raise SlimError(f"{name} must be made of finite numbers, not {given!r}")
+    values = tuple(map(float, listed)) * (channels if len(listed) == 1 else 1)
+    if len(values) != channels:
+        raise SlimError(f"{name} has {len(values)} values for in_chans={channels}: {values}")
+    return values
 
 
 def resized_shape(shape: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
