@@ -121,12 +121,12 @@ def make(out: Path, source: str, name: str) -> dict[str, float]:
         found[what] = float(np.abs(got - want).max())
 
     if hub.is_hub(source):
-        slim.save(model, slim.from_torch(model, read_state_dict(source), ignore=("head",)), weights)
+        slim.save(model, slim.from_torch(model, read_state_dict(source), ignore=("head",)), weights, overwrite=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = download(Path(folder))
             backbone, decoder = state_dicts(path)
-            slim.save(model, slim.from_torch(model, backbone), weights)
+            slim.save(model, slim.from_torch(model, backbone), weights, overwrite=True)
             with atomic_path(out / "saliency_decoder.npz") as temporary, open(temporary, "wb") as file:
                 np.savez(file, **decoder)
             images = rng.standard_normal((2, 3, 224, 224), np.float32)

@@ -90,7 +90,7 @@ class Study:
         self.say("dense model: " + str(self.config.stages.dense.epochs) + " epochs")
         config = Cell("dense", "dense", "dense", {}, 1.0, -1, ("dense",)).config(self.config, "")
         result = training.run(config, self.path / "runs" / "dense")
-        save(result.dense_model, result.variables["dense"], weights)
+        save(result.dense_model, result.variables["dense"], weights, overwrite=True)
         facts = result.metrics["dense"] | {"epochs": config.stages.dense.epochs, "seconds": result.seconds["dense"]}
         facts |= {"flops": flops(result.dense_model).total, "parameters": count_parameters(result.dense_model)}
         about = {"command": shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]), "date": _now()}
@@ -119,7 +119,7 @@ class Study:
             seconds = round(sum(result.seconds.values()), 1)
             row |= {"seconds": seconds, "evals": evaluations(cell, config, result)}
             if (cell.group, cell.method, cell.train_rate, cell.seed) == LIFE:
-                save(result.model, result.variables[cell.schedule[-1]], self.path / "life.safetensors")
+                save(result.model, result.variables[cell.schedule[-1]], self.path / "life.safetensors", overwrite=True)
         # After training, which sets the number of devices; a study may go on on another machine.
         row |= {"processor": describe_machine()["processor"], "date": _now()}
         rows = [row, *({**row, "group": group, "variant": variant} for group, variant in cell.also)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -16,14 +17,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` with its suffix; renames it to `path` when the block ends without an error.
 
     The folder is made if it is missing. A failed block leaves nothing behind and any earlier file as it was. Errors are
-    the OSErrors of the file system.
+    the OSErrors of the file system; they name `path`, which the caller knows, in place of the temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    temporary = path.with_name(f".{path.stem[:50]}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

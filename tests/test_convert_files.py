@@ -20,9 +20,9 @@ def need_torch(kind):
         pytest.importorskip("torch")
 
 
-def error_of(call, *args, **options):
+def error_of(function, *args, **options):
     with pytest.raises(SlimError) as caught:
-        call(*args, **options)
+        function(*args, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -48,7 +48,8 @@ def test_there_and_back(tmp_path, family, kind):
     save(model, from_torch(model, state), path)
     assert_equal_states(to_torch(model, load(model, path)), state)
     other = {key: array + 1 for key, array in state.items()}
-    save(model, from_torch(model, other), str(path))  # over an existing one
+    assert "overwrite=True" in error_of(save, model, from_torch(model, other), path)
+    save(model, from_torch(model, other), str(path), overwrite=True)
     assert_equal_states(to_torch(model, load(model, str(path))), other)
     assert os.listdir(tmp_path / "new") == [path.name]  # nothing temporary left
 
@@ -179,8 +180,8 @@ def test_paths_that_cannot_be(tmp_path):
     model = build()
     variables = from_torch(model, random_state(model))
     assert "no such file" in error_of(load, model, tmp_path / "none.safetensors")
-    (tmp_path / "a.bin").write_bytes(b"")
-    assert ".safetensors" in error_of(load, model, tmp_path / "a.bin")
+    (tmp_path / "a.h5").write_bytes(b"")
+    assert ".safetensors" in error_of(load, model, tmp_path / "a.h5")
     assert ".safetensors" in error_of(save, model, variables, tmp_path / "b.bin")
     (tmp_path / "c.npz").mkdir()
     assert "is a directory" in error_of(save, model, variables, tmp_path / "c.npz")
@@ -194,6 +195,64 @@ def test_paths_that_cannot_be(tmp_path):
     assert "g.npz" in error_of(load, model, tmp_path / "g.npz")
 
 
+def test_a_folder_of_other_files_is_never_replaced(tmp_path, monkeypatch):
+    model = build()
+    variables = from_torch(model, random_state(model))
+    other = tmp_path / "results"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    (other / "link").symlink_to(other)
+    monkeypatch.chdir(other)
+    for path in (other, "", ".", "..", "/", tmp_path, other / "link", f"{other}/"):
+        for overwrite in (False, True):
+            assert error_of(save, model, variables, path, overwrite=overwrite)
+    (tmp_path / "empty").mkdir()
+    assert "save did not write it" in error_of(save, model, variables, tmp_path / "empty", overwrite=True)
+    source = tmp_path / "w.npz"
+    save(model, variables, source)
+    for path in (other, ".", ""):
+        assert error_of(run, source, path, "--model", "vit", "--overwrite", *SETTINGS)
+    assert (other / "notes.txt").read_text() == "mine"
+    assert sorted(os.listdir(other)) == ["link", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["empty", "results", "w.npz"]
+
+
+def test_only_what_save_wrote_is_replaced(tmp_path):
+    import orbax.checkpoint as ocp
+
+    model, state, path = saved(tmp_path, "")
+    variables = from_torch(model, state)
+    assert "overwrite=True replaces it" in error_of(save, model, variables, path)
+    (path / "d" / "notes.txt").write_text("mine")
+    assert "notes.txt" in error_of(save, model, variables, path, overwrite=True)
+    (path / "d" / "notes.txt").unlink()
+    save(model, variables, path, overwrite=True)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "theirs", {"params": {"x": np.ones(3)}})
+    assert "save did not write it" in error_of(save, model, variables, tmp_path / "theirs", overwrite=True)
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert "no file to write to" in error_of(save, model, variables, tmp_path / "pipe.npz", overwrite=True)
+    file, link = tmp_path / "a.npz", tmp_path / "link.npz"
+    save(model, variables, file)
+    link.symlink_to(file)
+    other = {name: array + 1 for name, array in state.items()}
+    save(model, from_torch(model, other), link, overwrite=True)  # what the link leads to
+    assert link.is_symlink()
+    assert_equal_states(to_torch(model, load(model, file)), other)
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path, capfd):
+    model, _, path = saved(tmp_path, "")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.txt").write_text("")
+    assert "no weights in this folder" in error_of(load, model, tmp_path / "folder")
+    (path / "_METADATA").write_text("{")
+    assert "Orbax" in error_of(load, model, path)
+    (path / "manifest.ocdbt").unlink()
+    assert "Orbax" in error_of(load, model, path)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failed_save_leaves_the_old_file(tmp_path, kind, monkeypatch):
     model, state, path = saved(tmp_path, kind)
@@ -203,7 +262,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, kind, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.save", fail)
-    assert "No space left" in error_of(save, model, from_torch(model, state), path)
+    assert "No space left" in error_of(save, model, from_torch(model, state), path, overwrite=True)
     monkeypatch.undo()
     assert_equal_states(to_torch(model, load(model, path)), state)
     assert os.listdir(tmp_path) == [path.name]

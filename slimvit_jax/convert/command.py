@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from pathlib import Path
+import os
 from typing import Any
 
 from slimvit_jax.errors import SlimError
@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="convert a weights file to another kind",
         description="Reads weights, checks every name and shape against the model, writes them as another kind.",
     )
-    kinds = ".safetensors, .pth, .npz, an Orbax directory"
-    parser.add_argument("source", metavar="SRC", help=f"{kinds}, or hf-hub:timm/NAME")
+    kinds = ".safetensors, .npz, .pth, .bin, *.index.json, a folder of transformers, an Orbax directory"
+    parser.add_argument("source", metavar="SRC", help=f"{kinds}, or hf-hub:OWNER/NAME")
     parser.add_argument("target", metavar="DST", help="the kind by suffix; without a suffix an Orbax directory")
     parser.add_argument("--model", required=True, metavar="NAME", help="model or family (see the command `models`)")
     parser.add_argument("--method", metavar="NAME", help="slimming method, for weights that hold its parameters")
@@ -44,9 +44,24 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--resample-pos-embed", action="store_true", help="resample a position embedding of another (square) grid"
     )
     parser.add_argument(
+        "--no-antialias",
+        dest="antialias",
+        action="store_false",
+        help="resample as transformers does, for weights that were trained or tuned there",
+    )
+    parser.add_argument(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="the entry of a checkpoint with several sets of weights (default: the average, such as model_ema)",
+    )
+    parser.add_argument(
         "--inference", action="store_true", help="leave out what only training reads (SiT's recovery, auxiliary heads)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace DST, if it is a weights file, or a directory that this command wrote",
+    )
     parser.set_defaults(run=main)
     return parser
 
@@ -68,11 +83,10 @@ def parse_options(items: list[str]) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status. Bad input is a SlimError, raised before anything is written."""
     from slimvit_jax.build import create_model
-    from slimvit_jax.convert.io import load, save, writable_suffix
+    from slimvit_jax.convert.io import load, save, writable
 
-    target = Path(args.target)
-    writable_suffix(target)
-    if target.exists() and not args.overwrite:
+    target = writable(args.target, overwrite=True)
+    if os.path.lexists(target) and not args.overwrite:
         raise SlimError(f"{target}: exists; --overwrite replaces it")
     model = create_model(args.model, method=args.method, **parse_options(args.options))
     variables = load(
@@ -81,9 +95,11 @@ def main(args: argparse.Namespace) -> int:
         init_missing=args.init_missing,
         ignore=args.ignore,
         resample_pos_embed=args.resample_pos_embed,
+        antialias=args.antialias,
+        checkpoint_key=args.checkpoint_key,
         inference=args.inference,
     )
-    save(model, variables, target, inference=args.inference)
+    save(model, variables, target, inference=args.inference, overwrite=args.overwrite)
     import jax
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))

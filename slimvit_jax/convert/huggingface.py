@@ -45,7 +45,7 @@ _MODULES = {
     "head.mlp.fc1": "attn_pool.mlp.fc1",
     "head.mlp.fc2": "attn_pool.mlp.fc2",
 }
-_HEADS = {  # outside the prefix
+_HEADS = {
     "classifier": "head",
     "cls_classifier": "head",
     "distillation_classifier": "head_dist",
@@ -70,7 +70,7 @@ _BLOCK_VALUES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "l
 _BLOCK = re.compile(r"encoder\.layers?\.(\d+)\.(.+)")
 _QKV = re.compile(r"(?:attention\.attention\.(query|key|value)|self_attn\.([qkv])_proj)\.(weight|bias)")
 _LEFT_OUT = re.compile(
-    r"(.*\.)?embeddings\.(mask_token|position_ids)|text_model\..+|text_projection\.weight|logit_scale|logit_bias"
+    r"embeddings\.(mask_token|position_ids)|text_model\..+|text_projection\.weight|logit_scale|logit_bias"
 )
 
 
@@ -88,18 +88,18 @@ def to_timm(state: Mapping[str, Any]) -> dict[str, Any]:
     mark = _mark(state)
     assert mark is not None
     prefix = mark.removesuffix(next(m for m in _MARKS if mark.endswith(m)))
+    root = re.sub(r"[^.]+\.$", "", prefix)  # the heads' prefix: that of the whole model, without the part's own
     found: dict[str, Any] = {}
     parts: dict[tuple[str, str], dict[str, Any]] = {}
     for full, value in state.items():
-        name = full.removeprefix(prefix)
+        name = full.removeprefix(prefix) if full.startswith(prefix) else full.removeprefix(root)
         module, _, leaf = name.rpartition(".")
-        head, _, head_leaf = full.rpartition(".")
-        block = _BLOCK.fullmatch(name) if full.startswith(prefix) else None
-        if _LEFT_OUT.fullmatch(full):
+        block = _BLOCK.fullmatch(name)
+        if _LEFT_OUT.fullmatch(name):
             continue
-        if head in _HEADS:
-            found[f"{_HEADS[head]}.{head_leaf}"] = value
-        elif full == "visual_projection.weight":
+        if module in _HEADS:
+            found[f"{_HEADS[module]}.{leaf}"] = value
+        elif name == "visual_projection.weight":
             found["head.weight"], found["head.bias"] = value, np.zeros(value.shape[0], np.float32)
         elif block and (three := _QKV.fullmatch(block[2])):
             parts.setdefault((block[1], three[3]), {})[(three[1] or three[2])[0]] = value
@@ -116,7 +116,7 @@ def to_timm(state: Mapping[str, Any]) -> dict[str, Any]:
             query, key_value = np.split(as_numpy(full, value), [value.shape[0] // 3])
             found[f"attn_pool.q.{leaf}"], found[f"attn_pool.kv.{leaf}"] = query, key_value
         else:
-            found[full] = value
+            found[name] = value
     for (index, leaf), three_parts in parts.items():
         if len(three_parts) != 3:
             raise SlimError(f"layer {index} has only {', '.join(sorted(three_parts))} of q, k and v ({leaf})")

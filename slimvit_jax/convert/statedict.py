@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.arrays import as_numpy
-from slimvit_jax.convert import describe, huggingface, rules
+from slimvit_jax.convert import describe, layouts, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
 
@@ -25,6 +25,7 @@ def from_torch(
     ignore: str | Iterable[str] = (),
     resample_pos_embed: bool | tuple[int, int] = False,
     antialias: bool = True,
+    checkpoint_key: str | None = None,
     inference: bool = False,
     rng: jax.Array | None = None,
 ) -> dict[str, Any]:
@@ -32,14 +33,18 @@ def from_torch(
 
     Args:
       model: from create_model; decides what is expected.
-      state_dict: timm or official name -> numpy array or torch tensor, in torch's layout. Any floating type; the result
-        has the model's (float32).
+      state_dict: name -> numpy array or torch tensor, in torch's layout; the names are timm's, those of a method's
+        release, of DINOv2's hub files, of Hugging Face's transformers or of Google's .npz files. Wrapping entries
+        ("state_dict", "model") and prefixes ("module.", "_orig_mod.", "backbone.") are taken off. Any floating type;
+        the result has the model's (float32).
       init_missing: name prefixes ("head", "life_predictor"). What is missing under them, or there with another shape,
         is initialised fresh; what fits is used.
       ignore: name prefixes; what the model has no place for under them is left out.
       resample_pos_embed: True resamples a position embedding of another grid, taken to be square, to the model's; a
         pair (rows, columns) says which grid it comes from.
       antialias: how: True as timm resamples; False as transformers does, for weights that were trained or tuned there.
+      checkpoint_key: which entry, or which names by their prefix, of a checkpoint that holds several sets of weights.
+        None takes the average over training where there is one ("model_ema", "teacher"), as timm does, and logs that.
       inference: leave out what only training reads (SiT's recovery modules, auxiliary heads), which then need not be
         there; the variables serve inference alone.
       rng: random key of what `init_missing` makes; key 0 if None.
@@ -51,28 +56,33 @@ def from_torch(
       SlimError: names are missing, left over or of another shape (all in one error, with both shapes), a value is no
         floating array, or a prefix of `init_missing` names nothing of the model.
     """
-    if not isinstance(state_dict, Mapping):
-        raise SlimError(f"a state dict is a mapping of names to arrays, not {type(state_dict).__name__}")
-    if huggingface.is_huggingface(state_dict):
-        state_dict = huggingface.to_timm(state_dict)
+    source = _source_grid(resample_pos_embed)
+    everything, want = rules.expected(model), rules.expected(model, inference)
+    state_dict = layouts.fit(state_dict, everything, checkpoint_key)
     if hasattr(model, "from_official"):
         state_dict = model.from_official(state_dict)
-    everything, want = rules.expected(model), rules.expected(model, inference)
     fresh_prefixes, ignored_prefixes = _prefixes(init_missing), _prefixes(ignore)
     for prefix in fresh_prefixes:
         if not any(_under(name, (prefix,)) for name in everything):
             raise unknown("prefix in init_missing", prefix, {name.split(".")[0] for name in everything})
 
+    state_dict = {
+        name: value
+        for name, value in state_dict.items()
+        if layouts.is_array(value) or not _under(name, ignored_prefixes)
+    }
     for name, value in state_dict.items():
-        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-            raise SlimError(f"state dict: {name} is a {type(value).__name__}, not an array")
+        if not layouts.is_array(value):
+            raise SlimError(
+                f"state dict: {name} is a {type(value).__name__}, not an array; ignore={(name,)} leaves it out"
+            )
     unread = everything.keys() - want.keys()
     counters = set(rules.counters(everything))
     given = {name: value for name, value in state_dict.items() if name not in counters}
     problems: list[str] = []
     if resample_pos_embed is not False and "pos_embed" in given and "pos_embed" in want:
         try:
-            given["pos_embed"] = _regrid(model, want["pos_embed"], given["pos_embed"], resample_pos_embed, antialias)
+            given["pos_embed"] = _regrid(model, want["pos_embed"], given["pos_embed"], source, antialias)
         except SlimError as error:
             problems.append(str(error))
             given.pop("pos_embed")
@@ -119,15 +129,27 @@ def to_torch(model: Any, variables: Mapping[str, Any], *, inference: bool = Fals
     if missing or misfits or unexpected:
         shapes = {name: np.broadcast_to(np.float32(0), leaf.torch_shape) for name, leaf in have.items()}
         raise SlimError(_report(want, shapes, [], missing, misfits, unexpected, what="the variables", hints=False))
+    for name, leaf in have.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise SlimError(f"variables: {name} holds {leaf.dtype}, not floating numbers")
     flat = jax.device_get(rules.flatten(variables))
     state = {name: rules.to_torch_layout(leaf, np.asarray(flat[leaf.path])) for name, leaf in have.items()}
     state |= {name: np.zeros((), np.int64) for name in rules.counters(have)}
     return model.to_official(state) if hasattr(model, "to_official") else state
 
 
-def _regrid(model: Any, leaf: rules.Leaf, value: Any, option: bool | tuple[int, int], antialias: bool) -> Any:
+def _source_grid(option: object) -> tuple[int, int] | None:
+    """The grid that `resample_pos_embed` names, None for a square one."""
+    if isinstance(option, bool):
+        return None
+    pair = tuple(option) if isinstance(option, (tuple, list)) else ()
+    if len(pair) != 2 or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in pair):
+        raise SlimError(f"resample_pos_embed={option!r} must be True, False or the grid it comes from, (rows, columns)")
+    return int(pair[0]), int(pair[1])
+
+
+def _regrid(model: Any, leaf: rules.Leaf, value: Any, source: tuple[int, int] | None, antialias: bool) -> Any:
     """The position embedding on the model's grid; unchanged if it has the right length and no source grid is given."""
-    source = None if isinstance(option, bool) else (int(option[0]), int(option[1]))
     shape, grid = tuple(value.shape), tuple(model.geometry.grid)
     if len(shape) != 3 or shape[::2] != leaf.shape[::2]:
         return value  # of another width: reported as a wrong shape

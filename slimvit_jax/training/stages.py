@@ -100,7 +100,7 @@ def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResu
             run.logs.event("stage_start", text, offset, stage=stage.name, steps=stage.steps)
             outcome = StageRun(run, stage, offset).train(lambda stage=stage: _start(config, stage, stages, result))
             if jax.process_index() == 0:
-                convert.save(stage.model, outcome.variables, folder.weights(stage.name))
+                convert.save(stage.model, outcome.variables, folder.weights(stage.name), overwrite=True)
             facts = {"steps": outcome.steps, "seconds": outcome.seconds, "metrics": outcome.metrics}
             folder.mark_done(stage.name, facts)
             text = f"stage {stage.name} done: accuracy {outcome.metrics['accuracy']:.4f}, {outcome.seconds:.0f} s"
