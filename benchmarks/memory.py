@@ -24,6 +24,7 @@ import numpy as np
 
 import slimvit_jax as slim
 from slimvit_jax.files import write_json
+from slimvit_jax.losses import Targets
 from slimvit_jax.training import build, default_config, devices, validate
 from slimvit_jax.training.config import add_stage
 from slimvit_jax.training.step import join
@@ -113,7 +114,7 @@ def activations(stage: Any) -> int:
                 rngs = {"dropout": jax.random.key(0)}
                 logits, aux = model.apply(variables, images, train=True, return_aux=True, rngs=rngs)
                 labels = jnp.full((batch, model.num_classes), 1 / model.num_classes)
-                return sum(model.slim.losses(logits, aux, labels).values())
+                return sum(value.mean() for value in model.losses(logits, aux, Targets(labels)).values())
 
             return jax.vjp(loss, params)[1]  # a tree whose leaves are what it keeps
 

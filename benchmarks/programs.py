@@ -83,10 +83,9 @@ def training_step(model: Any, trainable: str, batch: int, teacher: Any = None) -
     optimizer = optax.adamw(1e-5)
     taught = None if teacher is None else variables_for(teacher)
     state = new_state(variables_for(model), trainable, optimizer, ema=False, teacher=taught)
-    options = StepOptions(loss_weights=model.slim.loss_weights)
-    step = make_train_step(
-        model, model.slim.losses, optimizer, lambda _: 1e-5, jax.random.key(0), options, teacher=teacher
-    )
+    options = StepOptions(loss_weights=model.loss_weights())
+    parts = (model, model.losses, optimizer, lambda _: 1e-5, jax.random.key(0), options)
+    step = make_train_step(*parts, teacher=teacher)
     run, seconds, memory = _compile(jax.jit(step, donate_argnums=0), batch, state, data)
     held = [state]
 

@@ -68,15 +68,15 @@ def train(model: Any, variables: Any, steps: int, rate: float, dense: tuple[Any,
     """The variables after `steps` of Adam with warm-up and a cosine schedule."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(1, steps // 10), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.02))
-    weights = {**model.slim.loss_weights, **WEIGHTS.get(model.slim.method, {})}
+    weights = {**model.loss_weights(), **WEIGHTS.get(model.slim.method, {})}
 
     def loss(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> jax.Array:
         logits, aux = model.apply({"params": params}, images, train=True, return_aux=True, rngs={"dropout": key})
         teacher = None
         if dense is not None and model.slim.needs_teacher:
             teacher = dense[0].apply(dense[1], images, return_aux=True, record_tokens=True)
-        losses = model.slim.losses(logits, aux, jax.nn.one_hot(labels, 10), teacher)
-        return sum(weights[name] * value for name, value in losses.items())
+        losses = model.losses(logits, aux, slim.Targets(jax.nn.one_hot(labels, 10), teacher=teacher))
+        return sum(weights[name] * value.mean() for name, value in losses.items())
 
     @jax.jit
     def step(params: Any, state: Any, images: jax.Array, labels: jax.Array, key: jax.Array):

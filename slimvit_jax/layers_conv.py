@@ -24,7 +24,8 @@ class BatchNorm(nn.Module):
     Batch statistics are used, and move the running ones, where `train` is set and the collection "batch_stats" is
     mutable: `apply(..., train=True, mutable=["batch_stats"])`. Otherwise the running statistics are used and stay as
     they are, so a train step that leaves the collection alone has a frozen batch norm. Over an array that is sharded
-    under `jit` the mean is that of the whole batch: no axis name is needed.
+    under `jit` the mean is that of the whole batch: no axis name is needed. A mask (B,) leaves images out: rows that
+    only fill up the batch.
 
     The running variance is the unbiased one, as in PyTorch (flax's own module keeps the biased one), so that training
     continues from a PyTorch checkpoint with the statistics PyTorch would have.
@@ -41,7 +42,7 @@ class BatchNorm(nn.Module):
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         channels = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
@@ -51,11 +52,15 @@ class BatchNorm(nn.Module):
         centre, spread = mean.value, var.value
         if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
             axes = tuple(range(x.ndim - 1))
-            centre = wide.mean(axes)
-            spread = jnp.square(wide - centre).mean(axes)
-            count = x.size // channels
-            mean.value += self.momentum * (centre - mean.value)
-            var.value += self.momentum * (spread * count / max(1, count - 1) - var.value)
+            there = None if mask is None else jnp.expand_dims(mask > 0, tuple(range(1, x.ndim)))
+            images = x.shape[0] if mask is None else (mask > 0).sum(dtype=jnp.float32)
+            count = images * (x.size // (len(x) * channels))
+            mean_of = lambda values: values.sum(axes, where=there) / jnp.maximum(count, 1)
+            centre = mean_of(wide)
+            spread = mean_of(jnp.square(wide - centre))
+            rate = self.momentum * jnp.minimum(count, 1)  # nothing to learn of a batch in which no image counts
+            mean.value += rate * (centre - mean.value)
+            var.value += rate * (spread * count / jnp.maximum(count - 1, 1) - var.value)
         return ((wide - centre) * (scale * jax.lax.rsqrt(spread + self.eps)) + bias).astype(self.dtype)
 
 
@@ -104,19 +109,19 @@ class ConvStem(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Array, train: bool) -> Array:
+    def __call__(self, images: Array, train: bool, mask: Array | None = None) -> Array:
         """(B, H, W, C) images to (B, N, D) tokens in raster order."""
         x = images.astype(self.dtype)
         for i, (features, stride) in enumerate(self.layers, start=1):
-            x = self.layer(i, features, stride, x, train)
+            x = self.layer(i, features, stride, x, train, mask)
             if i < len(self.layers):
                 x = self.activation(x)
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
-    def layer(self, i: int, features: int, stride: int, x: Array, train: bool) -> Array:
+    def layer(self, i: int, features: int, stride: int, x: Array, train: bool, mask: Array | None) -> Array:
         """Convolution and norm number i (from 1), under the names of LV-ViT."""
         x = conv3x3(features, stride, self.fused, self.dtype, f"conv{i}")(x)
-        return x if self.fused else BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train)
+        return x if self.fused else BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train, mask)
 
 
 class ConvNorm(nn.Module):
@@ -128,9 +133,9 @@ class ConvNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         x = conv3x3(self.features, self.stride, self.fused, self.dtype, "linear")(x)
-        return x if self.fused else BatchNorm(dtype=self.dtype, name="bn")(x, train)
+        return x if self.fused else BatchNorm(dtype=self.dtype, name="bn")(x, train, mask)
 
 
 class LinearNorm(nn.Module):
@@ -151,9 +156,9 @@ class LinearNorm(nn.Module):
             gain = nn.initializers.zeros if self.zero else nn.initializers.ones
             self.bn = BatchNorm(dtype=self.dtype, scale_init=gain)
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         x = self.linear(x)
-        return x if self.fused else self.bn(x, train)
+        return x if self.fused else self.bn(x, train, mask)
 
 
 class NormLinear(nn.Module):
@@ -169,6 +174,6 @@ class NormLinear(nn.Module):
         self.linear = Linear(self.features)
         self.dropout = nn.Dropout(self.drop)
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = x if self.fused else self.bn(x, train)
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
+        x = x if self.fused else self.bn(x, train, mask)
         return self.linear(self.dropout(x, deterministic=not train))

@@ -21,6 +21,7 @@ import jax
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.tokens import Aux, Tokens
 
@@ -160,18 +161,19 @@ class Slimming(nn.Module, kw_only=True):
 
     # Training ----------------------------------------------------------------------------------------------------
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        """The unweighted training losses by name; `loss_weights` has the default weights.
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        """What the method learns by: losses by name, unweighted, one float32 value (B,) per image.
+
+        A hook for `Backbone.losses`, which adds what holds for every method and is what trains: do not call it
+        yourself. Nothing here is averaged over images; where a loss is of the batch as a whole, leave out the images
+        that do not count (`losses.mean(..., targets.mask)`) and give every image its value (`losses.of_the_batch`).
 
         Args:
           logits: (B, C) of the training path.
           aux: of the same call.
-          labels: (B, C) float target distributions.
-          teacher: (logits, aux) of the frozen dense model on the same images, where `needs_teacher`.
+          targets: labels already mixed as the backbone mixed its images; `targets.teacher` where `needs_teacher`.
         """
-        return {"classification": loss_functions.classification(logits, aux.taps, labels)}
+        return {"classification": loss_functions.classification(logits, aux.taps, targets)}
 
     # Official weights --------------------------------------------------------------------------------------------
 

@@ -48,11 +48,11 @@ def test_it_trains(blocks):
     optimizer = optax.adam(1e-3)
     step = make_train_step(
         model,
-        model.slim.losses,
+        model.losses,
         optimizer,
         lambda _: jnp.float32(1e-3),
         jax.random.key(2),
-        StepOptions(loss_weights=model.slim.loss_weights),
+        StepOptions(loss_weights=model.loss_weights()),
     )
     state = new_state(variables, "all", optimizer, ema=False)
     batch = {"image": images, "label": jnp.arange(4), "mask": jnp.ones(4)}

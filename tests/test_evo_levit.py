@@ -45,8 +45,8 @@ def test_golden_training_heads():
     for ours, theirs in names.items():
         close(aux.taps[f"{ours}_logits"], golden.out(f"train_{theirs}"))
     labels = jax.nn.one_hot(jnp.arange(2), 20)
-    losses = model.slim.losses(aux.taps["head_logits"], aux, labels)
-    assert set(losses) == set(model.slim.loss_weights) and all(value.shape == () for value in losses.values())
+    losses = model.losses(aux.taps["head_logits"], aux, slim.Targets(labels))
+    assert set(losses) == set(model.loss_weights()) and all(value.shape == (2,) for value in losses.values())
 
 
 @pytest.mark.parametrize(

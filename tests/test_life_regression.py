@@ -117,7 +117,7 @@ def test_golden_training_loss_and_gradients(golden):
 
     def loss(params):
         logits, aux = model.apply({"params": params}, images, train=True, return_aux=True)
-        return model.slim.losses(logits, aux, labels)["classification"], logits
+        return model.losses(logits, aux, slim.Targets(labels))["classification"].mean(), logits
 
     (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     np.testing.assert_allclose(logits, data["out/logits_soft"], atol=1e-4)

@@ -61,8 +61,8 @@ def test_golden_sit_with_its_losses():
         close(tokens, golden.out(f"train_layer_tokens_{layer}"))
     teacher = recorded(dense)(theirs, golden.images)
     close(teacher[0], golden.out("teacher_logits"))
-    losses = model.slim.losses(logits, aux, jnp.asarray(golden.arrays["in/targets"]), teacher)
-    weighted = {name: value * model.slim.loss_weights[name] for name, value in losses.items()}
+    losses = model.losses(logits, aux, slim.Targets(jnp.asarray(golden.arrays["in/targets"]), teacher=teacher))
+    weighted = {name: value.mean() * model.loss_weights()[name] for name, value in losses.items()}
     close(weighted["classification"], golden.out("loss_cls"))
     close(weighted["token_distillation"], golden.out("loss_token"))
     close(weighted["distillation"], golden.out("loss_logits"))

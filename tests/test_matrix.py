@@ -86,8 +86,8 @@ def training(method, family="vit", dtype="float32"):
             rngs={"dropout": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-        losses = model.slim.losses(logits, aux, labels, teacher)
-        return sum(model.slim.loss_weights[name] * value for name, value in losses.items()), (losses, logits)
+        losses = model.losses(logits, aux, slim.Targets(labels, teacher=teacher))
+        return sum(model.loss_weights()[name] * value.mean() for name, value in losses.items()), (losses, logits)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
 
@@ -169,8 +169,8 @@ def check_gradients(method, family, dtype):
     params = variables.pop("params")
     (loss, (losses, logits)), gradients = step(params, variables, IMAGES)
     assert np.isfinite(loss) and np.isfinite(logits).all()
-    assert set(losses) <= set(model_of(method, family).slim.loss_weights)
-    assert all(np.shape(value) == () for value in losses.values())
+    assert set(losses) == set(model_of(method, family).loss_weights())
+    assert all(np.shape(value) == (BATCH,) for value in losses.values())
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert gradient.dtype == jnp.float32 and np.isfinite(gradient).all(), name

@@ -117,7 +117,8 @@ def test_dynamicvit_training_path_golden():
 def test_dynamicvit_losses_golden(kind, dynamic):
     golden, model, (logits, aux), teacher = _dynamicvit_train()
     method = model.slim.clone(token_loss=kind, dynamic=dynamic)
-    ours = method.losses(logits, aux, golden.arrays["in/targets"], teacher)
+    parts = model.clone(slim=method).losses(logits, aux, slim.Targets(golden.arrays["in/targets"], teacher=teacher))
+    ours = {name: losses.mean(value) for name, value in parts.items()}
     reference = {
         name: golden.out(f"loss_{kind}{'_dynamic' * dynamic}_{name}")
         for name in ("cls", "ratio", "cls_kl", "token", "total")
@@ -243,12 +244,13 @@ def test_matching_properties(protected, length):
 
 def test_losses_by_hand():
     decisions = (jnp.asarray([[1.0, 1, 0, 0], [1, 1, 1, 1]]),)
-    close(losses.keep_ratio(decisions, (0.5,)), np.float64((0 + 0.25) / 2))
-    close(losses.keep_ratio(decisions, (0.5,), per_image=False), np.float64(0.25**2))
+    close(losses.keep_ratio(decisions, (0.5,)), np.float64([0, 0.25]))
+    close(losses.keep_ratio(decisions, (0.5,), per_image=False), np.float64([0.25**2] * 2))
+    close(losses.keep_ratio(decisions, (0.5,), per_image=False, mask=jnp.asarray([1.0, 0])), np.float64([0, 0]))
     tokens, teacher = jnp.asarray([[[1.0, 2], [5, 5]]]), jnp.asarray([[[1.0, 0], [0, 0]]])
-    close(losses.token_distillation(tokens, teacher, jnp.asarray([[1.0, 0]])), np.float64(2.0))
+    close(losses.token_distillation(tokens, teacher, jnp.asarray([[1.0, 0]])), np.float64([2.0]))
     for kind in ("mse", "kl"):
-        nothing = lambda t, kind=kind: losses.token_distillation(t, teacher, jnp.zeros((1, 2)), kind)
+        nothing = lambda t, kind=kind: losses.token_distillation(t, teacher, jnp.zeros((1, 2)), kind).sum()
         value, gradient = jax.value_and_grad(nothing)(tokens)
         assert value == 0 and (gradient == 0).all()
 
@@ -407,8 +409,8 @@ def test_dynamicvit_stays_finite_where_an_image_drops_everything(teacher):
 
     def loss(params):
         logits, aux = model.apply({"params": params}, IMAGES, train=True, return_aux=True)
-        parts = model.slim.losses(logits, aux, labels, (logits, aux) if teacher else None)
-        return sum(parts.values()), (logits, aux.taps["decisions"], parts)
+        parts = model.losses(logits, aux, slim.Targets(labels, teacher=(logits, aux) if teacher else None))
+        return sum(parts.values()).mean(), (logits, aux.taps["decisions"], parts)
 
     (_, (logits, decisions, parts)), gradients = jax.jit(
         jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE

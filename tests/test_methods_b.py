@@ -238,7 +238,7 @@ def test_training_gradients(method):
         logits, aux = model.apply(
             {"params": params}, images, train=True, return_aux=True, rngs={"dropout": jax.random.key(1)}
         )
-        return sum(model.slim.losses(logits, aux, labels).values())
+        return sum(model.losses(logits, aux, slim.Targets(labels)).values()).mean()
 
     step = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
     value, gradient = step(variables["params"], IMAGES)

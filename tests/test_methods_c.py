@@ -67,7 +67,8 @@ def test_avit_goldens(case):
     close(jnp.stack(aux.taps["halting_scores"]), golden.out("halting_score"))
     np.testing.assert_array_equal(aux.taps["counter"], golden.out("counter_token"))
     np.testing.assert_array_equal(jnp.stack(aux.taps["active_masks"]), golden.out("active_mask"))
-    losses = model.slim.losses(logits, aux, jnp.full((2, 20), 0.05))
+    losses = model.losses(logits, aux, slim.Targets(jnp.full((2, 20), 0.05)))
+    losses = {name: loss_functions.mean(value) for name, value in losses.items()}
     close(losses["ponder"] * hyper["ponder_token_scale"], golden.out("ponder_loss"), 1e-7)
     close(losses["distribution_prior"] * hyper["distr_prior_alpha"], golden.out("distr_prior_loss"), 1e-6)
     close(avit.layer_scores(jnp.stack(aux.taps["halting_scores"]), "official"), golden.out("halting_score_layer"))
@@ -156,7 +157,7 @@ def evo_reference(model, variables, images):
     """The paper's algorithm literally: representative anew in every layer, placeholders moved in every layer."""
     bound = model.bind(variables)
     method, dim = model.slim, model.embed_dim
-    tokens = bound._embed(images, False)
+    tokens = bound._embed(images, False, None)
     x, p = np.asarray(tokens.x, np.float64), tokens.prefix
     order, left, running = np.arange(x.shape[1] - p)[None].repeat(len(x), 0), x.shape[1] - p, None
     pick = lambda a, index: np.take_along_axis(a, index.reshape(index.shape + (1,) * (a.ndim - 2)), 1)
@@ -227,7 +228,7 @@ def test_ia_red2_policy_gradient_raises_the_probability_of_rewarded_choices():
 
     def policy(keep):
         aux = slim.Aux((16,) * 3, None, None, keep, {"keep_probabilities": (keep,), "decisions": (chosen,)})
-        return model.slim.losses(logits, aux, LABELS[:2])["policy"]
+        return model.losses(logits, aux, slim.Targets(LABELS[:2]))["policy"].mean()
 
     slope = jax.grad(policy)(keep)
     assert (slope[0, :8] < 0).all() and (slope[0, 8:] > 0).all()  # descent keeps what was kept and drops the rest
@@ -277,9 +278,9 @@ def test_a_teacher_of_another_depth_is_refused():
     tokens = tuple(jnp.zeros((3, 16, 24)) for _ in range(4))
     teacher = slim.Aux((16,) * 4, None, None, IMAGES, {"tokens": tokens})
     with pytest.raises(SlimError, match="4 layers"):
-        student.slim.losses(LABELS, aux, LABELS, (LABELS, teacher))
+        student.losses(LABELS, aux, slim.Targets(LABELS, teacher=(LABELS, teacher)))
     with pytest.raises(SlimError, match="record_tokens"):
-        student.slim.losses(LABELS, aux, LABELS, (LABELS, teacher.replace(taps={})))
+        student.losses(LABELS, aux, slim.Targets(LABELS, teacher=(LABELS, teacher.replace(taps={}))))
 
 
 def test_flops_count_the_methods():
@@ -348,9 +349,9 @@ def test_every_trainable_parameter_gets_a_gradient(method, family):
             teacher = None
             if model.slim.needs_teacher:
                 teacher = dense.apply(backbone, IMAGES, return_aux=True, record_tokens=True)
-            losses = model.slim.losses(logits, aux, labels, teacher)
-            assert set(losses) == set(model.slim.loss_weights)
-            return sum(model.slim.loss_weights[name] * value for name, value in losses.items())
+            losses = model.losses(logits, aux, slim.Targets(labels, teacher=teacher))
+            assert set(losses) == set(model.loss_weights())
+            return sum(model.loss_weights()[name] * value.mean() for name, value in losses.items())
 
         return jax.grad(total)(params)
 
@@ -394,10 +395,10 @@ def test_padding_rows_and_imposed_scores():
     taps = {"keep_probabilities": (jnp.full((2, 16), 0.3),), "decisions": (jnp.ones((2, 16)),)}
     part = slim.Aux((16,) * 3, None, None, IMAGES, taps)
     one = part.replace(taps={name: (value[0][:1],) for name, value in taps.items()})
-    padded = model.slim.losses(LABELS[:2], part, LABELS[:2].at[1].set(0.0))
-    alone = model.slim.losses(LABELS[:1], one, LABELS[:1])
+    padded = model.losses(LABELS[:2], part, slim.Targets(LABELS[:2], jnp.asarray([1.0, 0.0])))
+    alone = model.losses(LABELS[:1], one, slim.Targets(LABELS[:1]))
     for name in ("policy", "entropy"):
-        close(padded[name], np.asarray(alone[name]), 1e-6)
+        close(padded[name][:1], np.asarray(alone[name]), 1e-6)
 
 
 def test_sit_recovery_learns_faster():
@@ -416,6 +417,7 @@ def test_a_distilled_sit_trains_both_heads():
     model, variables = built("deit_distilled", method="sit", locations=(1, 2))
     logits, aux = run(model, variables, IMAGES, train=True, rngs=KEY)
     np.testing.assert_allclose(logits, (aux.taps["head_logits"] + aux.taps["dist_logits"]) / 2, rtol=1e-6)
-    losses = model.slim.losses(logits, aux, LABELS)
+    targets = slim.Targets(LABELS)
+    losses = model.losses(logits, aux, targets)
     assert set(losses) == {"classification"}
-    np.testing.assert_allclose(losses["classification"], loss_functions.classification(logits, aux.taps, LABELS))
+    np.testing.assert_allclose(losses["classification"], loss_functions.classification(logits, aux.taps, targets))

@@ -66,12 +66,12 @@ def test_boxes_are_rectangles_of_every_size():
 def test_token_labelling_loss():
     logits, targets = made_up(2, 4, 5), soft(made_up(2, 4, 5))
     each = -(targets * log_softmax(logits)).sum(-1)
-    np.testing.assert_allclose(losses.token_labelling(logits, targets), each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses.token_labelling(logits, targets), each.mean(-1), rtol=1e-5)
     held, origin = logits[:, :3], np.array([[2, 0, -1], [3, 1, 1]])
     places = [(b, i, o) for b in (0, 1) for i, o in enumerate(origin[b]) if o >= 0]
     every = [-(targets[b, o] * log_softmax(held[b, i])).sum() for b, i, o in places]
-    np.testing.assert_allclose(losses.token_labelling(held, targets, origin), np.mean(every), rtol=1e-5)
-    gradient = jax.grad(lambda t: losses.token_labelling(logits, t))(targets)
+    np.testing.assert_allclose(losses.token_labelling(held, targets, origin).mean(), np.mean(every), rtol=1e-5)
+    gradient = jax.grad(lambda t: losses.token_labelling(logits, t).sum())(targets)
     assert not np.asarray(gradient).any()
 
 
@@ -104,13 +104,13 @@ def test_losses_of_lvvit(mix, dense):
     inside[[5, 6, 9, 10]] = mix
     maps = made_up(3, 16, 10) if dense else None
     more = {"pasted": inside} if mix else {}
-    more |= {"label_tokens": maps, "label_logits": made_up(3, 10)} if dense else {}
+    labeller = losses.Predictions(made_up(3, 10), maps) if dense else None
     logits, aux = made_up(3, 10), Aux((16,) * 3, (), None, None, taps | more)
-    found = model.losses(logits, aux, labels)
+    found = model.losses(logits, aux, slim.Targets(labels, labeller=labeller))
     classification, tokens = reference(taps | {"logits": logits}, labels, inside, maps)
     assert set(found) == set(model.loss_weights(dense)) and model.loss_weights()["token_labels"] == 0.5
-    np.testing.assert_allclose(found["classification"], classification, rtol=1e-5)
-    np.testing.assert_allclose(found["token_labels"], tokens, rtol=1e-5)
+    np.testing.assert_allclose(found["classification"].mean(), classification, rtol=1e-5)
+    np.testing.assert_allclose(found["token_labels"].mean(), tokens, rtol=1e-5)
 
 
 def test_who_teaches_which_head_of_evo_levit():
@@ -119,10 +119,10 @@ def test_who_teaches_which_head_of_evo_levit():
     model, labels = slim.create_model("evo_levit", distilled=True, **options), soft(made_up(3, 5))
     heads = {name: made_up(3, 5) for name in ("head_logits", "dist_logits", "class_logits", "class_dist_logits")}
     choice = made_up(3, 5)
-    entropy = lambda name, target: -(target * log_softmax(heads[name])).sum(-1).mean()
+    entropy = lambda name, target: -(target * log_softmax(heads[name])).sum(-1)
     for labelled in (False, True):
-        taps = heads | ({"label_logits": choice} if labelled else {})
-        found = model.losses(None, Aux((), (), None, None, taps), labels)
+        labeller = losses.Predictions(choice) if labelled else None
+        found = model.losses(None, Aux((), (), None, None, heads), slim.Targets(labels, labeller=labeller))
         assert set(found) == set(model.loss_weights(labelled))
         first, second = ("head_logits", "class_logits"), ("dist_logits", "class_dist_logits")
         hard = np.eye(5)[choice.argmax(-1)]
@@ -130,21 +130,8 @@ def test_who_teaches_which_head_of_evo_levit():
             mean = entropy(one, labels) if labelled else (entropy(one, labels) + entropy(two, labels)) / 2
             np.testing.assert_allclose(found[name], mean, rtol=1e-5)
         if labelled:
-            expected = np.mean([entropy(name, hard) for name in second])
+            expected = np.mean([entropy(name, hard) for name in second], axis=0)
             np.testing.assert_allclose(found["hard_distillation"], expected, rtol=1e-5)
-
-
-def test_rows_that_fill_up_a_batch_count_nowhere():
-    model, labels = lvvit(distilled=True), soft(made_up(2, 10))
-    labels[1] = 0
-    taps = {"token_logits": made_up(2, 16, 10), "label_tokens": made_up(2, 16, 10), "label_logits": made_up(2, 10)}
-    taps |= {"head_logits": made_up(2, 10), "dist_logits": made_up(2, 10)}
-    loss = lambda taps: model.losses(None, Aux((), (), None, None, taps), labels)
-    found = loss(taps)
-    others = {"label_tokens", "label_logits"}
-    changed = loss({k: np.stack([v[0], made_up(*v[1].shape)]) if k in others else v for k, v in taps.items()})
-    for name, value in found.items():
-        np.testing.assert_allclose(value, changed[name], rtol=1e-6, err_msg=name)
 
 
 def test_patches_that_are_left_keep_their_labels():
@@ -155,12 +142,12 @@ def test_patches_that_are_left_keep_their_labels():
     step = jax.jit(lambda v: model.apply(v, images, train=True, return_aux=True, rngs={"dropout": jax.random.key(0)}))
     logits, aux = step(variables)
     maps = made_up(2, 16, 10)
-    found = model.losses(logits, aux.replace(taps={**aux.taps, "label_tokens": maps, "label_logits": logits}), labels)
+    found = model.losses(logits, aux, slim.Targets(labels, labeller=losses.Predictions(logits, maps)))
     origin, predicted = np.asarray(aux.taps["token_origin"]), np.asarray(aux.taps["token_logits"])
     assert origin.shape == (2, 9) and (origin == -1).sum() == 2
     places = zip(*np.nonzero(origin >= 0), strict=True)
     each = [-(soft(maps[b, origin[b, i]]) * log_softmax(predicted[b, i])).sum() for b, i in places]
-    np.testing.assert_allclose(found["token_labels"], np.mean(each), rtol=1e-5)
+    np.testing.assert_allclose(found["token_labels"].mean(), np.mean(each), rtol=1e-5)
 
 
 def test_mixing_happens_to_the_tokens_in_training_alone():
@@ -173,7 +160,7 @@ def test_mixing_happens_to_the_tokens_in_training_alone():
         sizes.add(int(aux.taps["pasted"].sum()))
     assert len(sizes) > 2
     embedded = lambda train: model.apply(
-        variables, images, train, method=lambda m, x, t: m._patches(x, t), rngs={"dropout": jax.random.key(1)}
+        variables, images, train, method=lambda m, x, t: m._patches(x, t, None), rngs={"dropout": jax.random.key(1)}
     )
     (mixed, taps), (plain, none) = embedded(True), embedded(False)
     np.testing.assert_array_equal(mixed, boxes.paste(plain, taps["pasted"]))
@@ -219,9 +206,9 @@ def test_labels_of_another_grid_and_of_other_normalisation():
 
     labels = Labeller(function, True, (4, 4), gain=(2.0,), shift=(1.0,))({}, jnp.ones((2, 16, 16, 1)))
     np.testing.assert_allclose(seen[0], 3.0)
-    assert labels["label_tokens"].shape == (2, 16, 10)
-    np.testing.assert_allclose(labels["label_tokens"][0, ::4, 0], [0, 0.25, 0.75, 1])  # rows, between two of two
-    assert "label_tokens" not in Labeller(function, False, (4, 4))({}, jnp.ones((2, 16, 16, 1)))
+    assert labels.tokens.shape == (2, 16, 10)
+    np.testing.assert_allclose(labels.tokens[0, ::4, 0], [0, 0.25, 0.75, 1])  # rows, between two of two
+    assert Labeller(function, False, (4, 4))({}, jnp.ones((2, 16, 16, 1))).tokens is None
 
 
 def test_a_named_labeller_gets_its_own_normalisation():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
+from slimvit_jax.losses import Targets
 from slimvit_jax.models import UNNAMED
 from slimvit_jax.plan import Geometry, check_choice
 from slimvit_jax.slimming import Slimming
@@ -90,28 +91,36 @@ class Backbone(nn.Module, kw_only=True):
 
     # Training --------------------------------------------------------------------------------------------------------
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        """The unweighted training losses by name: those of the method, and those of what only the backbone has.
+    def losses(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        """The training losses by name, unweighted, (B,) float32 each: their `losses.mean(..., mask)` is what trains.
 
-        With `aux.taps["label_logits"]` (B, C), a labeller's predictions, the class head learns `labels` and the heads
-        for distillation the labeller's most probable class: "hard_distillation", DeiT's and LeViT's. Given a teacher,
-        any method learns its logits, "distillation", also one that has no such loss itself.
+        Those of the method (`Slimming.loss_terms`), and those of what only the backbone has. With `targets.labeller`
+        the class head learns the labels and the heads for distillation the labeller's most probable class:
+        "hard_distillation", DeiT's and LeViT's. Given `targets.teacher`, any method learns its logits, "distillation",
+        also one that has no such loss itself.
 
-        Args, as of `Slimming.losses`:
+        Args:
           logits, aux: of the training path.
-          labels: (B, C) float target distributions.
-          teacher: (logits, aux) of the frozen dense model, where the method needs one or the training asks for one.
+          targets: what they are compared with.
+
+        Raises:
+          SlimError: a loss of the method is not one value per image.
         """
-        losses = self.slim.losses(logits, aux, self.mixed(labels, aux), teacher)
-        if teacher is not None and "distillation" not in losses:
-            losses["distillation"] = loss_functions.distillation(logits, teacher[0])
+        losses = self.slim.loss_terms(
+            logits, aux, targets.replace(labels=self.mixed(targets.labels, aux, targets.mask))
+        )
+        if targets.teacher is not None and "distillation" not in losses:
+            losses["distillation"] = loss_functions.distillation(logits, targets.teacher[0])
         heads = [aux.taps[name] for name in ("dist_logits", "class_dist_logits") if name in aux.taps]
-        if "label_logits" in aux.taps and heads:
-            counted = labels.sum(axis=-1, keepdims=True) > 0  # not the rows that fill up a batch
-            hard = self.mixed(loss_functions.hard_labels(aux.taps["label_logits"]) * counted, aux)
-            losses["hard_distillation"] = jnp.stack([loss_functions.cross_entropy(h, hard) for h in heads]).mean()
+        if targets.labeller is not None and heads:
+            hard = self.mixed(loss_functions.hard_labels(targets.labeller.logits), aux, targets.mask)
+            losses["hard_distillation"] = jnp.stack([loss_functions.cross_entropy(h, hard) for h in heads]).mean(axis=0)
+        for name, value in losses.items():
+            if value.shape != targets.labels.shape[:1]:
+                raise SlimError(
+                    f"method {self.slim.method!r}: loss {name!r} of shape {value.shape} must be one value for each of"
+                    f" the {len(targets.labels)} images"
+                )
         return losses
 
     def loss_weights(self, labelled: bool = False) -> dict[str, float]:
@@ -123,8 +132,11 @@ class Backbone(nn.Module, kw_only=True):
         """Raises SlimError where the training losses cannot compare with this dense model."""
         self.slim.check_teacher(teacher.geometry)
 
-    def mixed(self, labels: Array, aux: Aux) -> Array:
-        """The (B, C) labels of what the model made of its images: others where it mixed them in training."""
+    def mixed(self, labels: Array, aux: Aux, mask: Array | None = None) -> Array:
+        """The (B, C) labels of what the model made of its images: others where it mixed them in training.
+
+        `mask` is of `Targets`: images that do not count are not mixed into others.
+        """
         return labels
 
     @property

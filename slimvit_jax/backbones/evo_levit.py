@@ -142,13 +142,16 @@ class EvoLeViT(LeViT, kw_only=True):
         return_aux: bool = False,
         record_tokens: bool = False,
         scores: Array | None = None,
+        mask: Array | None = None,
     ) -> Array | tuple[Array, Aux]:
         """Classify images; `record_tokens` taps the patches after every stage, in raster order."""
         self.check_images(images.shape)
         if scores is not None:
             raise SlimError("scores: Evo-LeViT ranks by its own class attention")
         dtype = jnp.dtype(self.dtype)
-        x = LevitStem(stem_layers("4c", self.embed_dim[0]), nn.hard_swish, False, dtype, name="stem")(images, train)
+        x = LevitStem(stem_layers("4c", self.embed_dim[0]), nn.hard_swish, False, dtype, name="stem")(
+            images, train, mask
+        )
         batch, n, dim = x.shape
         cls_token = self.param("cls_token", nn.initializers.zeros, (1, 1, dim)).astype(dtype)
         poss = self.param("poss", truncated, (1, 1 + n, dim)).astype(dtype)
@@ -157,9 +160,9 @@ class EvoLeViT(LeViT, kw_only=True):
         seen = []
         for i, (layers, runs) in enumerate(zip(self.stages, self.runs, strict=True)):
             stage = EvoStage(layers, self.drop_path_rate, False, dtype, runs, self.learn_tradeoff, name=f"stages_{i}")
-            state = stage.run(state, train)
+            state = stage.run(state, train, mask)
             seen.append(select.raster_order(state.x[:, 1:], state.origin))
-        logits, taps = self._heads(state.x.astype(jnp.float32), train)
+        logits, taps = self._heads(state.x.astype(jnp.float32), train, mask)
         if not return_aux:
             return logits
         taps |= {"class_attention": tuple(s for s, _ in state.chosen), "order": tuple(o for _, o in state.chosen)}
@@ -169,11 +172,11 @@ class EvoLeViT(LeViT, kw_only=True):
         features = jnp.concatenate([state.x[:, :1], seen[-1]], axis=1)
         return logits, Aux(self.slim.plan.token_counts, kept, None, features, taps)
 
-    def _heads(self, x: Array, train: bool) -> tuple[Array, dict[str, Any]]:
+    def _heads(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, dict[str, Any]]:
         mean, token = x[:, 1:].mean(axis=1), x[:, 0]
         if not self.num_classes:
             return mean, {}
-        head = lambda name, y: NormLinear(self.num_classes, self.drop_rate, name=name)(y, train)
+        head = lambda name, y: NormLinear(self.num_classes, self.drop_rate, name=name)(y, train, mask)
         logits, taps = head("head", mean), {}
         if train or self.is_initializing():
             taps["class_logits"] = head("head_cls", token)

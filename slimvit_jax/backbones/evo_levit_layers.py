@@ -48,14 +48,14 @@ class EvoAttention(LevitAttention):
         if self.layer.down:
             self.poss = self.param("poss", truncated, (1, 1 + self.layer.tokens, self.layer.in_dim))
 
-    def ranked(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+    def ranked(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, Array, Array]:
         """(B, 1 + n, in_dim) to the branch (B, 1 + left, dim), the mean row (B, n), and alpha of this layer."""
         if self.layer.down:
             x = x + self.poss.astype(x.dtype)
-        query, key, value = self.queries_keys_values(x, train)
+        query, key, value = self.queries_keys_values(x, train, mask)
         out = attention(query, key, value, backend="xla")
         row = class_attention(query[:, :1], key).mean(axis=1)[:, 1:]
-        return self.proj(out.reshape(*out.shape[:2], -1), train), row, nn.sigmoid(self.learn_tradeoff[0])
+        return self.proj(out.reshape(*out.shape[:2], -1), train, mask), row, nn.sigmoid(self.learn_tradeoff[0])
 
 
 class EvoBlock(LevitBlock):
@@ -63,16 +63,16 @@ class EvoBlock(LevitBlock):
 
     attention_class: ClassVar[type[LevitAttention]] = EvoAttention
 
-    def ranked(self, x: Array, train: bool) -> tuple[Array, Array, Array, Array]:
+    def ranked(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, Array, Array, Array]:
         """The tokens, the class token's attention, alpha, and what both branches added to the last token."""
         attend = self.attn_downsample if self.layer.down else self.attn
-        branch, row, alpha = attend.ranked(x, train)
+        branch, row, alpha = attend.ranked(x, train, mask)
         if self.layer.down:
             moved, x = jnp.zeros_like(branch[:, -1:]), branch
         else:
             branch = self.stochastic_depth(branch, train)
             moved, x = branch[:, -1:], x + branch
-        branch = self.stochastic_depth(self.mlp(x, train), train)
+        branch = self.stochastic_depth(self.mlp(x, train, mask), train)
         return x + branch, row, alpha, moved + branch[:, -1:]
 
 
@@ -88,33 +88,35 @@ class EvoStage(LevitStage):
     learned: bool = True
     block_class: ClassVar[type[LevitBlock]] = EvoBlock
 
-    def run(self, state: Evolving, train: bool) -> Evolving:
+    def run(self, state: Evolving, train: bool, mask: Array | None = None) -> Evolving:
         """The state after the stage; its patches may be in another order."""
         if self.layers[0].down:
-            state = self._subsample(state, train)
+            state = self._subsample(state, train, mask)
         first = self.runs[0][0][0] if self.runs else len(self.blocks)
         for block in self.blocks[:first]:
-            x, row, alpha, _ = block.ranked(state.x, train)
+            x, row, alpha, _ = block.ranked(state.x, train, mask)
             scores = row if state.scores is None else evolve(state.scores, row, self._alpha(alpha))
             state = dataclasses.replace(state, x=x, scores=scores)
         for members, kept in self.runs:
-            state = self._slow_fast([self.blocks[i] for i in members], kept, state, train)
+            state = self._slow_fast([self.blocks[i] for i in members], kept, state, train, mask)
         return state
 
     def _alpha(self, alpha: Array) -> Any:
         return alpha if self.learned else 0.5
 
-    def _subsample(self, state: Evolving, train: bool) -> Evolving:
+    def _subsample(self, state: Evolving, train: bool, mask: Array | None = None) -> Evolving:
         """The grid is restored, and its scores and indices follow the patches to the smaller one."""
         grid, total = self.layers[0].grid, state.scores.sum(axis=1, keepdims=True)
         raster = lambda values: select.raster_order(values, state.origin)
         x = jnp.concatenate([state.x[:, :1], raster(state.x[:, 1:])], axis=1)
-        x, row, alpha, _ = self.downsample.ranked(x, train)
+        x, row, alpha, _ = self.downsample.ranked(x, train, mask)
         scores = evolve(subsample(raster(state.scores), grid), subsample(row, grid), self._alpha(alpha))
         scores = scores * (total / scores.sum(axis=1, keepdims=True))
         return dataclasses.replace(state, x=x, scores=scores, origin=subsample(raster(state.origin), grid))
 
-    def _slow_fast(self, blocks: list[Any], kept: int, state: Evolving, train: bool) -> Evolving:
+    def _slow_fast(
+        self, blocks: list[Any], kept: int, state: Evolving, train: bool, mask: Array | None = None
+    ) -> Evolving:
         """The best patches and a representative of the others go through the blocks; the others move with it."""
         order = select.top(state.scores, state.scores.shape[1])
         chosen = (state.scores, select.gather(state.origin, order))
@@ -123,7 +125,7 @@ class EvoStage(LevitStage):
         mean = representative_token(waiting, scores[:, kept:]).astype(patches.dtype)
         x = jnp.concatenate([state.x[:, :1], patches[:, :kept], mean], axis=1)
         for block in blocks:
-            x, row, alpha, moved = block.ranked(x, train)
+            x, row, alpha, moved = block.ranked(x, train, mask)
             slow = evolve(slow, row[:, :kept], self._alpha(alpha))
             waiting = waiting + moved
         return Evolving(

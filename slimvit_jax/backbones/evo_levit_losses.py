@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
+from slimvit_jax.losses import Targets
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux
 
@@ -29,12 +30,12 @@ class EvoLevitLosses(Slimming, kw_only=True):
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "class_token": 1.0}
     training_only = (r"head_cls(_dist)?/.*",)
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        names = ("class_logits",) if "label_logits" in aux.taps else ("class_logits", "class_dist_logits")
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        names = ("class_logits",) if targets.labeller is not None else ("class_logits", "class_dist_logits")
         heads = [aux.taps[name] for name in names if name in aux.taps]
         return {
-            "classification": loss_functions.classification(logits, aux.taps, labels),
-            "class_token": jnp.mean(jnp.stack([loss_functions.cross_entropy(head, labels) for head in heads])),
+            "classification": loss_functions.classification(logits, aux.taps, targets),
+            "class_token": jnp.stack([loss_functions.cross_entropy(head, targets.labels) for head in heads]).mean(
+                axis=0
+            ),
         }

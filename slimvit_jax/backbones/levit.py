@@ -134,6 +134,7 @@ class LeViT(Backbone, kw_only=True):
         return_aux: bool = False,
         record_tokens: bool = False,
         scores: Array | None = None,
+        mask: Array | None = None,
     ) -> Array | tuple[Array, Aux]:
         """Classify images; arguments and results as of `VisionTransformer`, `scores` excepted."""
         self.check_images(images.shape)
@@ -143,17 +144,17 @@ class LeViT(Backbone, kw_only=True):
             raise SlimError("a fused model is for inference only: its batch norms are gone")
         dtype = jnp.dtype(self.dtype)
         stem = LevitStem(stem_layers("4c", self.embed_dim[0]), nn.hard_swish, self.fused, dtype, name="stem")
-        x = stem(images, train)
+        x = stem(images, train, mask)
         seen: list[Array] = []
         for i, layers in enumerate(self.stages):
             stage = LevitStage(layers, self.drop_path_rate, self.fused, dtype, name=f"stages_{i}")
-            seen += stage(seen[-1] if seen else x, train)
+            seen += stage(seen[-1] if seen else x, train, mask)
         logits = pooled = seen[-1].astype(jnp.float32).mean(axis=1)
         taps: dict[str, Any] = {"tokens": tuple(seen)} if record_tokens else {}
         if self.num_classes:
-            logits = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head")(pooled, train)
+            logits = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head")(pooled, train, mask)
             if self.distilled:
-                dist = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head_dist")(pooled, train)
+                dist = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head_dist")(pooled, train, mask)
                 taps |= {"head_logits": logits, "dist_logits": dist}
                 logits = (logits + dist) / 2
         if not return_aux:

@@ -101,8 +101,8 @@ class Projection(nn.Module):
     def setup(self) -> None:
         self.ln = LinearNorm(self.features, self.zero, self.fused, self.dtype)
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        return self.ln(nn.hard_swish(x), train)
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
+        return self.ln(nn.hard_swish(x), train, mask)
 
 
 class Subsampled(nn.Module):
@@ -121,9 +121,9 @@ class Subsampled(nn.Module):
     def setup(self) -> None:
         self.ln = LinearNorm(self.features, False, self.fused, self.dtype)
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         patches = subsample(x[:, self.prefix :], self.grid)
-        return self.ln(jnp.concatenate([x[:, : self.prefix], patches], axis=1) if self.prefix else patches, train)
+        return self.ln(jnp.concatenate([x[:, : self.prefix], patches], axis=1) if self.prefix else patches, train, mask)
 
 
 class LevitAttention(nn.Module):
@@ -155,24 +155,24 @@ class LevitAttention(nn.Module):
         shape = (size.left, size.tokens) if self.fused else (size.tokens,)
         self.attention_biases = self.param("attention_biases", nn.initializers.zeros, (size.heads, *shape))
 
-    def queries_keys_values(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+    def queries_keys_values(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, Array, Array]:
         """(B, queries, heads, key), (B, tokens, heads, key), (B, tokens, heads, value)."""
         batch, length, _ = x.shape
         heads, key = self.layer.heads, self.layer.key
         if self.layer.down:
-            query = self.q(x, train).reshape(batch, -1, heads, key)
-            both = self.kv(x, train).reshape(batch, length, heads, -1)
+            query = self.q(x, train, mask).reshape(batch, -1, heads, key)
+            both = self.kv(x, train, mask).reshape(batch, length, heads, -1)
         else:  # split per head, not into one block each of queries, keys and values
-            every = self.qkv(x, train).reshape(batch, length, heads, -1)
+            every = self.qkv(x, train, mask).reshape(batch, length, heads, -1)
             query, both = every[..., :key], every[..., key:]
         return query, both[..., :key], both[..., key:]
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         """(B, tokens, in_dim) to (B, left, dim)."""
-        query, key, value = self.queries_keys_values(x, train)
+        query, key, value = self.queries_keys_values(x, train, mask)
         bias = self.attention_biases if self.fused else self.attention_biases[:, self.layer.bias_index]
         out = attention(query, key, value, bias=bias, backend="xla")
-        return self.proj(out.reshape(*out.shape[:2], -1), train)
+        return self.proj(out.reshape(*out.shape[:2], -1), train, mask)
 
 
 class LevitMlp(nn.Module):
@@ -187,8 +187,8 @@ class LevitMlp(nn.Module):
         self.ln1 = LinearNorm(self.hidden, False, self.fused, self.dtype)
         self.ln2 = LinearNorm(self.dim, True, self.fused, self.dtype)
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        return self.ln2(nn.hard_swish(self.ln1(x, train)), train)
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
+        return self.ln2(nn.hard_swish(self.ln1(x, train, mask)), train, mask)
 
 
 class LevitBlock(nn.Module):
@@ -209,12 +209,12 @@ class LevitBlock(nn.Module):
         self.mlp = LevitMlp(self.layer.hidden, self.layer.dim, self.fused, self.dtype)
         self.stochastic_depth = DropPath(self.drop_path)
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         if self.layer.down:
-            x = self.attn_downsample(x, train)
+            x = self.attn_downsample(x, train, mask)
         else:
-            x = x + self.stochastic_depth(self.attn(x, train), train)
-        return x + self.stochastic_depth(self.mlp(x, train), train)
+            x = x + self.stochastic_depth(self.attn(x, train, mask), train)
+        return x + self.stochastic_depth(self.mlp(x, train, mask), train)
 
 
 class LevitStage(nn.Module):
@@ -232,16 +232,16 @@ class LevitStage(nn.Module):
             self.downsample = block(self.layers[0])
         self.blocks = [block(layer) for layer in self.layers if not layer.down]
 
-    def __call__(self, x: Array, train: bool) -> list[Array]:
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> list[Array]:
         """The tokens after every layer."""
-        seen = [self.downsample(x, train)] if self.layers[0].down else []
+        seen = [self.downsample(x, train, mask)] if self.layers[0].down else []
         for block in self.blocks:
-            seen.append(block(seen[-1] if seen else x, train))
+            seen.append(block(seen[-1] if seen else x, train, mask))
         return seen
 
 
 class LevitStem(ConvStem):
     """LeViT's convolutions, under timm's names."""
 
-    def layer(self, i: int, features: int, stride: int, x: Array, train: bool) -> Array:
-        return ConvNorm(features, stride, self.fused, self.dtype, name=f"conv{i}")(x, train)
+    def layer(self, i: int, features: int, stride: int, x: Array, train: bool, mask: Array | None) -> Array:
+        return ConvNorm(features, stride, self.fused, self.dtype, name=f"conv{i}")(x, train, mask)

@@ -13,6 +13,7 @@ from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Linear, PatchEmbed, truncated
 from slimvit_jax.layers_conv import ConvStem, StemLayers, stem_flops, stem_layers
+from slimvit_jax.losses import Targets
 from slimvit_jax.ops import boxes
 from slimvit_jax.plan import check_choice
 from slimvit_jax.slimming import Slimming
@@ -35,7 +36,7 @@ class LVViT(VisionTransformer, kw_only=True):
 
         loss = CE(class head, label) + 0.5 * mean over the patches of CE(aux head, the patch's own label)
 
-    A patch's label is what a labeller says of it (`aux.taps["label_tokens"]`, (B, N, C) logits); without one it is its
+    A patch's label is what a labeller says of it (`Targets.labeller.tokens`, (B, N, C) logits); without one it is its
     image's label. With `mix_token` a rectangle of patches comes from another image of the batch: it brings its patches'
     labels along, and the class head's label is both images' in proportion. Methods that drop patches label those held
     at the end. Deviations: the release stores the best classes of every patch beforehand and crops that map
@@ -154,14 +155,14 @@ class LVViT(VisionTransformer, kw_only=True):
             return super().embed_flops()
         return stem_flops(self.stem_layers, self.img_size, self.in_chans)
 
-    def _patches(self, images: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+    def _patches(self, images: Array, train: bool, mask: Array | None) -> tuple[Array, dict[str, Array]]:
         if self.fused and train:
             raise SlimError("a fused model is for inference only: its batch norms are gone")
-        patches = self.patch_embed(images) if self.p_emb == "none" else self.patch_embed(images, train)
+        patches = self.patch_embed(images) if self.p_emb == "none" else self.patch_embed(images, train, mask)
         if not (self.mix_token and train):
             return patches, {}
         inside = boxes.token_box(self.make_rng("dropout"), *self.geometry.grid)
-        return boxes.paste(patches, inside), {"pasted": inside}
+        return boxes.paste(patches, inside, mask), {"pasted": inside}
 
     def _positions(self) -> Array:
         if not self.distilled or self.no_embed_class:
@@ -177,24 +178,22 @@ class LVViT(VisionTransformer, kw_only=True):
     def _patch_logits(self, patches: Array) -> Array:
         return self.aux_head(patches)
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        losses = super().losses(logits, aux, labels, teacher)
+    def losses(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        losses = super().losses(logits, aux, targets)
         if self.token_labelling:
-            losses["token_labels"] = self._token_labels(aux, labels)
+            losses["token_labels"] = self._token_labels(aux, targets)
         return losses
 
-    def _token_labels(self, aux: Aux, labels: Array) -> Array:
-        targets = labels[:, None]
-        if "label_tokens" in aux.taps:
-            counted = targets.sum(axis=-1, keepdims=True) > 0  # not the rows that fill up a batch
-            targets = jax.nn.softmax(aux.taps["label_tokens"].astype(jnp.float32)) * counted
-        targets = jnp.broadcast_to(targets, (labels.shape[0], self.geometry.num_patches, labels.shape[1]))
+    def _token_labels(self, aux: Aux, targets: Targets) -> Array:
+        labels, labeller = targets.labels, targets.labeller
+        own = labels[:, None]
+        if labeller is not None and labeller.tokens is not None:
+            own = jax.nn.softmax(labeller.tokens.astype(jnp.float32))
+        own = jnp.broadcast_to(own, (labels.shape[0], self.geometry.num_patches, labels.shape[1]))
         if self.mix_token:
-            targets = boxes.paste(targets, aux.taps["pasted"])
+            own = boxes.paste(own, aux.taps["pasted"], targets.mask)
         origin = None if self.slim.method == "dense" else aux.taps["token_origin"]
-        return loss_functions.token_labelling(aux.taps["token_logits"], targets, origin)
+        return loss_functions.token_labelling(aux.taps["token_logits"], own, origin, targets.mask)
 
     def check_teacher(self, teacher: Any) -> None:
         self._check_unmixed('the loss "distillation" compares')
@@ -204,8 +203,8 @@ class LVViT(VisionTransformer, kw_only=True):
         own = {"token_labels": 0.5} if self.token_labelling else {}
         return {**super().loss_weights(labelled), **own}
 
-    def mixed(self, labels: Array, aux: Aux) -> Array:
-        return boxes.mixed_labels(labels, aux.taps["pasted"]) if self.mix_token else labels
+    def mixed(self, labels: Array, aux: Aux, mask: Array | None = None) -> Array:
+        return boxes.mixed_labels(labels, aux.taps["pasted"], mask) if self.mix_token else labels
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -164,7 +164,7 @@ class VisionTransformer(Backbone, kw_only=True):
         """Multiply-adds of the patch embedding."""
         return self.geometry.num_patches * self.patch_size[0] * self.patch_size[1] * self.in_chans * self.embed_dim
 
-    def _patches(self, images: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+    def _patches(self, images: Array, train: bool, mask: Array | None) -> tuple[Array, dict[str, Array]]:
         """(B, N, D) tokens without positions, and taps."""
         return self.patch_embed(images), {}
 
@@ -185,6 +185,7 @@ class VisionTransformer(Backbone, kw_only=True):
         return_aux: bool = False,
         record_tokens: bool = False,
         scores: Array | None = None,
+        mask: Array | None = None,
     ) -> Array | tuple[Array, Aux]:
         """Classify images.
 
@@ -193,6 +194,7 @@ class VisionTransformer(Backbone, kw_only=True):
           train: the training path: dropout, stochastic depth and the method's training form; needs rngs={"dropout"}.
           return_aux: also return an `Aux`.
           record_tokens: put the patch tokens after every layer into `aux.taps["tokens"]`.
+          mask: (B,), 0 for rows that only fill up a training batch: batch norms and MixToken leave them out.
           scores: (B, N) in raster order, used by the method in place of its own prediction (random lives, an oracle).
 
         Returns:
@@ -203,7 +205,7 @@ class VisionTransformer(Backbone, kw_only=True):
         """
         self.check_images(images.shape)
         path = train or self.is_initializing()  # so that init creates the parameters that only training uses
-        tokens = self._embed(images, train)
+        tokens = self._embed(images, train, mask)
         if scores is not None:
             if scores.shape != tokens.origin.shape:
                 raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
@@ -251,8 +253,8 @@ class VisionTransformer(Backbone, kw_only=True):
         )
         return self.embed_flops(), layers, dim * self.num_classes * (2 if self.distilled else 1)
 
-    def _embed(self, images: Array, train: bool) -> Tokens:
-        patches, taps = self._patches(images, train)
+    def _embed(self, images: Array, train: bool, mask: Array | None) -> Tokens:
+        patches, taps = self._patches(images, train, mask)
         batch, n, _ = patches.shape
         prefix = [getattr(self, name) for name, there in self._prefix_names() if there]
         front = [jnp.broadcast_to(p.astype(patches.dtype), (batch, *p.shape[1:])) for p in prefix]

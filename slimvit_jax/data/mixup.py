@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.errors import SlimError
-from slimvit_jax.ops.boxes import cut_box
+from slimvit_jax.ops.boxes import cut_box, mirrored
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ def beta(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> jax.Array:
 
 
 def mixup_cutmix(
-    key: jax.Array, images: jax.Array, labels: jax.Array, config: MixupConfig | None = None
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    config: MixupConfig | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes every image with the one at the mirrored place of the batch (timm's pairing).
 
@@ -63,6 +67,7 @@ def mixup_cutmix(
         images: (B, H, W, C) float.
         labels: (B, K) float distributions.
         config: a MixupConfig; static.
+        mask: (B,), 0 for rows that only fill up the batch: the others are mixed as if there were only those.
     Returns:
         images and labels of the same shapes; labels are mixed in the proportion of the pixels that each image gives.
     """
@@ -88,6 +93,6 @@ def mixup_cutmix(
     keep = jnp.where(use, keep, 1.0)
     blend = jnp.where(cut[:, None, None], 1.0 - inside, keep[:, None, None])  # per pixel: weight of the image itself
     blend = jnp.where(use[:, None, None], blend, 1.0)[..., None].astype(images.dtype)
-    mixed = images * blend + images[::-1] * (1 - blend)
+    mixed = images * blend + mirrored(images, mask) * (1 - blend)
     weight = keep[:, None].astype(labels.dtype)
-    return mixed, labels * weight + labels[::-1] * (1 - weight)
+    return mixed, labels * weight + mirrored(labels, mask) * (1 - weight)

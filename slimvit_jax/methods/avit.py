@@ -12,6 +12,7 @@ import numpy as np
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.losses import Targets
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
 from slimvit_jax.plan import Geometry, Plan, check_budgets, check_choice
@@ -36,20 +37,23 @@ def target_distribution(depth: int, centre: int, spread: float = 1.0) -> np.ndar
     return density * 0.98 / density[:centre].sum()
 
 
-def layer_scores(halting: Array, kind: str) -> Array:
+def layer_scores(halting: Array, kind: str, mask: Array | None = None) -> Array:
     """The mean halting score of every layer.
 
     Args:
       halting: (T, B, P + N) scores, the halted tokens' included.
       kind: "official" leaves out the first image of the batch, as the release's slice does by mistake, unless it is
         the only one; "all" takes every token of every image.
+      mask: of `Targets`; the first image is the first that counts.
 
     Returns:
       (T,) float32.
     """
-    if kind == "official" and halting.shape[1] > 1:
-        halting = halting[:, 1:]
-    return halting.mean(axis=(1, 2))
+    counted = jnp.ones(halting.shape[1]) if mask is None else (mask > 0).astype(jnp.float32)
+    if kind == "official":
+        others = counted.at[jnp.argmax(counted)].set(0.0)
+        counted = jnp.where(others.sum() > 0, others, counted)
+    return loss_functions.mean(halting.mean(axis=2), counted)
 
 
 def distribution_prior(scores: Array, target: np.ndarray) -> Array:
@@ -192,14 +196,13 @@ class AViT(Slimming, kw_only=True):
         tokens = tokens.replace(taps={**tokens.taps, "rho": rho, "counter": counter.astype(jnp.int32)})
         return tokens.remember(scores=rho[:, prefix:])
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        scores = layer_scores(jnp.stack(aux.taps["halting_scores"]), self.layer_score)
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        scores = layer_scores(jnp.stack(aux.taps["halting_scores"]), self.layer_score, targets.mask)
+        prior = distribution_prior(scores, target_distribution(self.bound.depth, self.centre))
         return {
-            "classification": loss_functions.classification(logits, aux.taps, labels),
-            "ponder": aux.taps["rho"].mean(),
-            "distribution_prior": distribution_prior(scores, target_distribution(self.bound.depth, self.centre)),
+            "classification": loss_functions.classification(logits, aux.taps, targets),
+            "ponder": aux.taps["rho"].mean(axis=1),
+            "distribution_prior": loss_functions.of_the_batch(prior, logits),
         }
 
     def _active(self, tokens: Tokens) -> Array:

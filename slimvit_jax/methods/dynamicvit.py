@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
+from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
@@ -179,20 +180,18 @@ class DynamicViT(Dropping, Located, kw_only=True):
         hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), 2, dtype=soft.dtype)
         return select.straight_through(hard, soft)
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
         decisions = aux.taps["decisions"]
         losses = {
-            "classification": loss_functions.classification(logits, aux.taps, labels),
-            "ratio": loss_functions.keep_ratio(decisions, self.ratios, per_image=not self.dynamic),
+            "classification": loss_functions.classification(logits, aux.taps, targets),
+            "ratio": loss_functions.keep_ratio(decisions, self.ratios, not self.dynamic, targets.mask),
         }
-        if teacher is None:
+        if targets.teacher is None:
             return losses
-        teacher_logits, teacher_aux = teacher
+        teacher_logits, teacher_aux = targets.teacher
         n = self.bound.num_patches
         losses["distillation"] = loss_functions.distillation(logits, teacher_logits)
         losses["token_distillation"] = loss_functions.token_distillation(
-            aux.features[:, -n:], teacher_aux.features[:, -n:], decisions[-1], self.token_loss
+            aux.features[:, -n:], teacher_aux.features[:, -n:], decisions[-1], self.token_loss, targets.mask
         )
         return losses

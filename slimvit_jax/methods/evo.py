@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
+from slimvit_jax.losses import Targets
 from slimvit_jax.methods import evo_names
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
@@ -177,12 +178,10 @@ class Evo(Slimming, kw_only=True):
             tokens = tokens.replace(taps={**tokens.taps, "class_logits": logits})
         return tokens
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
         return {
-            "classification": loss_functions.classification(logits, aux.taps, labels),
-            "class_token": loss_functions.cross_entropy(aux.taps["class_logits"], labels),
+            "classification": loss_functions.classification(logits, aux.taps, targets),
+            "class_token": loss_functions.cross_entropy(aux.taps["class_logits"], targets.labels),
         }
 
     def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, truncated
+from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations, shrinking_counts
@@ -219,21 +220,19 @@ class IARED2(Dropping, kw_only=True):
         total = decision.sum(axis=1, keepdims=True)
         return jnp.where(total > 0, decision / jnp.maximum(total, 1.0), 1.0 / decision.shape[1])
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
         keep, chosen = jnp.stack(aux.taps["keep_probabilities"]), jnp.stack(aux.taps["decisions"])  # (G, B, N)
         alive = jnp.concatenate([jnp.ones_like(chosen[:1]), chosen[:-1]])
-        counted = (labels.sum(axis=-1) > 0).astype(jnp.float32)
-        images = jnp.maximum(counted.sum(), 1.0)
-        rewards = reward(logits.argmax(axis=-1) == labels.argmax(axis=-1), chosen.mean(axis=-1), self.tau)
+        counted = jnp.ones(len(logits)) if targets.mask is None else targets.mask
+        right = logits.argmax(axis=-1) == targets.labels.argmax(axis=-1)
+        rewards = reward(right, chosen.mean(axis=-1), self.tau)
         advantage = jax.lax.stop_gradient(leave_one_out(rewards, counted))
         keep = jnp.clip(keep, 1e-6, 1.0 - 1e-6)
         patches = jnp.maximum(alive.sum(axis=-1), 1.0)
         log_pi = (alive * jnp.where(chosen > 0, jnp.log(keep), jnp.log1p(-keep))).sum(axis=-1) / patches
         entropy = -(alive * (keep * jnp.log(keep) + (1.0 - keep) * jnp.log1p(-keep))).sum(axis=-1) / patches
         return {
-            "classification": loss_functions.classification(logits, aux.taps, labels),
-            "policy": -(advantage * log_pi).sum() / (images * len(keep)),
-            "entropy": -(counted * entropy).sum() / (images * len(keep)),
+            "classification": loss_functions.classification(logits, aux.taps, targets),
+            "policy": -(advantage * log_pi).mean(axis=0),
+            "entropy": -entropy.mean(axis=0),
         }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear, Mlp
+from slimvit_jax.losses import Targets
 from slimvit_jax.ops import elementwise
 from slimvit_jax.plan import Geometry, Plan, absolute_counts, check_keep_rate, check_locations
 from slimvit_jax.slimming import Slimming
@@ -43,11 +44,12 @@ def token_recovery(recovered: Sequence[Array], teacher: Sequence[Array]) -> Arra
       teacher: the same; no gradient flows into it.
 
     Returns:
-      float32 scalar.
+      (B,) float32.
     """
+    wide = lambda tokens: tokens.astype(jnp.float32)
     pairs = zip(recovered, teacher, strict=True)
-    errors = [jnp.square(r.astype(jnp.float32) - jax.lax.stop_gradient(t).astype(jnp.float32)).mean() for r, t in pairs]
-    return sum(errors, jnp.zeros((), jnp.float32)) / len(errors)
+    errors = [jnp.square(wide(ours) - wide(jax.lax.stop_gradient(theirs))).mean(axis=(1, 2)) for ours, theirs in pairs]
+    return jnp.stack(errors).mean(axis=0)
 
 
 class TokenSlimming(nn.Module):
@@ -206,13 +208,11 @@ class SiT(Slimming, kw_only=True):
             share = jnp.einsum("bnk,bk->bn", weights, share)
         return tokens.remember(scores=share)
 
-    def losses(
-        self, logits: Array, aux: Aux, labels: Array, teacher: tuple[Array, Aux] | None = None
-    ) -> dict[str, Array]:
-        losses = {"classification": loss_functions.classification(logits, aux.taps, labels)}
-        if teacher is None:
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        losses = {"classification": loss_functions.classification(logits, aux.taps, targets)}
+        if targets.teacher is None:
             return losses
-        teacher_logits, teacher_aux = teacher
+        teacher_logits, teacher_aux = targets.teacher
         ours, theirs = aux.taps["recovered"], teacher_aux.taps.get("tokens", ())
         if [t.shape for t in ours] != [t.shape for t in theirs]:
             found = f"{len(theirs)} layers of {theirs[0].shape[1:]}" if theirs else "no tokens: record_tokens=True"
@@ -221,6 +221,6 @@ class SiT(Slimming, kw_only=True):
                 f" got {found}"
             )
         losses["token_distillation"] = token_recovery(ours, theirs)
-        ours_logits = loss_functions.class_head(logits, aux.taps)
+        ours_logits = loss_functions.class_head(logits, aux.taps, targets)
         losses["distillation"] = loss_functions.distillation(ours_logits, teacher_logits)
         return losses

@@ -36,22 +36,45 @@ def token_box(key: Array, rows: int, columns: int) -> Array:
     return cut_box(box_key, jax.random.uniform(share_key, (1,)), rows, columns).reshape(-1)
 
 
-def paste(tokens: Array, inside: Array) -> Array:
-    """Image i has, inside the rectangle, the tokens of the image at the mirrored place of the batch.
+def mirrored(x: Array, mask: Array | None = None) -> Array:
+    """(B, ...) with every image replaced by the one it is mixed with: the one at the mirrored place of the batch.
+
+    Args:
+      x: (B, ...), anything of the images.
+      mask: (B,), 0 for rows that only fill up the batch. The others are mirrored among themselves, as if there were
+        only those, and these stay where they are. None: all count.
+    """
+    if mask is None:
+        return x[::-1]
+    counted = mask > 0
+
+    def among_those_that_count() -> Array:
+        order = jnp.argsort(~counted)  # stable: those that count, as they come
+        place = jnp.cumsum(counted) - 1
+        return x[jnp.where(counted, order[counted.sum() - 1 - place], jnp.arange(len(x)))]
+
+    # A full batch, which is nearly every one, is only turned round: over many devices cheaper than picking rows.
+    return jax.lax.cond(counted.all(), lambda: x[::-1], among_those_that_count)
+
+
+def paste(tokens: Array, inside: Array, mask: Array | None = None) -> Array:
+    """Image i has, inside the rectangle, the tokens of the image it is mixed with (`mirrored`).
 
     Args:
       tokens: (B, N, ...), whatever belongs to the patches: tokens, labels, predictions. Pasting twice undoes it.
       inside: (N,) bool.
+      mask: see `mirrored`.
     """
-    return jnp.where(inside.reshape(1, -1, *(1,) * (tokens.ndim - 2)), tokens[::-1], tokens)
+    return jnp.where(inside.reshape(1, -1, *(1,) * (tokens.ndim - 2)), mirrored(tokens, mask), tokens)
 
 
-def mixed_labels(labels: Array, inside: Array) -> Array:
+def mixed_labels(labels: Array, inside: Array, mask: Array | None = None) -> Array:
     """The labels of the pasted images: both images' in the proportion of the patches that each gives.
 
     Args:
       labels: (B, C) distributions.
       inside: (N,) bool.
+      mask: see `mirrored`.
     """
     pasted = inside.mean(dtype=labels.dtype)
-    return (1 - pasted) * labels + pasted * labels[::-1]
+    return (1 - pasted) * labels + pasted * mirrored(labels, mask)

@@ -19,6 +19,7 @@ import numpy as np
 from slimvit_jax.build import create_model, transform_for
 from slimvit_jax.convert import load
 from slimvit_jax.errors import SlimError
+from slimvit_jax.losses import Predictions
 from slimvit_jax.models import NAMED
 from slimvit_jax.slimming import Slimming
 
@@ -51,8 +52,8 @@ class Labeller:
         """Whether there are variables to load."""
         return hasattr(self.source, "geometry")
 
-    def __call__(self, variables: Any, images: Array) -> dict[str, Array]:
-        """Taps for the losses: "label_logits" (B, classes) and, where dense, "label_tokens" (B, N, classes) by raster.
+    def __call__(self, variables: Any, images: Array) -> Predictions:
+        """(B, classes) logits and, where dense, (B, N, classes) logits of the patches in raster order; no gradient.
 
         Args:
           variables: of the model; anything for a function.
@@ -75,12 +76,11 @@ class Labeller:
             raise SlimError("labeller: it must give (B, classes) logits, or them and (B, rows, columns, classes)")
         if self.classes and logits.shape[-1] != self.classes:
             raise SlimError(f"labeller: it gives {logits.shape[-1]} classes, the student has {self.classes}")
-        taps = {"label_logits": logits}
-        if self.dense and tokens is not None:
-            shape = (len(images), *self.grid, tokens.shape[-1])
-            tokens = tokens if tokens.shape == shape else jax.image.resize(tokens, shape, "linear")
-            taps["label_tokens"] = tokens.reshape(len(images), -1, tokens.shape[-1])
-        return jax.lax.stop_gradient(taps)
+        if not self.dense or tokens is None:
+            return jax.lax.stop_gradient(Predictions(logits))
+        shape = (len(images), *self.grid, tokens.shape[-1])
+        tokens = tokens if tokens.shape == shape else jax.image.resize(tokens, shape, "linear")
+        return jax.lax.stop_gradient(Predictions(logits, tokens.reshape(len(images), -1, tokens.shape[-1])))
 
 
 def learns_labels(model: Any) -> bool:

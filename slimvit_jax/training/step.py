@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from slimvit_jax import losses as loss_functions
 from slimvit_jax.data.mixup import MixupConfig, mixup_cutmix, smooth
+from slimvit_jax.losses import Targets
 from slimvit_jax.training import optim
 
 Array = jax.Array
@@ -100,72 +102,77 @@ def make_train_step(
 
     Args:
       model: whose `apply(..., train=True, return_aux=True)` gives (logits, aux).
-      losses: (logits, aux, labels (B, C), teacher) -> unweighted scalars by name.
+      losses: (logits, aux, Targets) -> unweighted losses (B,) by name: `model.losses`.
       optimizer, rate: of `optim`; `rate` is only reported.
       key: of the stage; the step number is folded in, so that a resumed run draws what it would have drawn.
       options: see there.
       teacher: a dense model applied with `state.teacher`, or None.
-      labeller: (state.labeller, images) -> labels, which the losses find among the taps (`Labeller`), or None.
+      labeller: (state.labeller, images) -> Predictions (`Labeller`), or None.
 
     Returns:
       (state, batch) -> (next state, metrics (K,) float32 in the order of `metric_names`). The batch is
-      {"image": (B, H, W, C) float32, "label": (B,) int32, "mask": (B,) float32, rows of mask 0 count nowhere}.
+      {"image": (B, H, W, C) float32, "label": (B,) int32, "mask": (B,) float32}; rows of mask 0 count nowhere: the
+      step is that of the batch without them, in losses, gradients, batch statistics and mixing.
     """
 
-    def loss_of(params: Any, state: TrainState, images: Array, labels: Array, key: Array):
+    def loss_of(params: Any, state: TrainState, images: Array, labels: Array, mask: Array, key: Array):
+        """Sums over the images that count, not means: one division at the end serves all parts of a batch, and how many
+        count is then known from the same all-reduce as the gradient."""
         # `state` is not differentiated: the backward pass stops where no learning parameter lies below
         variables = join(params, state.frozen, state.batch_stats)
         reference = None
         if teacher is not None:
             reference = jax.lax.stop_gradient(teacher.apply(state.teacher, images, return_aux=True, record_tokens=True))
         (logits, aux), updates = model.apply(
-            variables, images, train=True, return_aux=True, rngs={"dropout": key}, mutable=["batch_stats"]
+            variables, images, train=True, return_aux=True, mask=mask, rngs={"dropout": key}, mutable=["batch_stats"]
         )
-        if labeller is not None:
-            aux = aux.replace(taps={**aux.taps, **labeller(state.labeller, images)})
-        parts = losses(logits, aux, labels, reference)
-        total = sum(options.loss_weights[name] * value for name, value in parts.items())
-        counted = (labels.sum(-1) > 0).astype(jnp.float32)  # float, to travel in the same all-reduce as the gradient
-        hits = counted * (logits.argmax(-1) == labels.argmax(-1))
-        report = [total, hits.sum() / jnp.maximum(counted.sum(), 1.0), *(parts[name] for name in sorted(parts))]
+        says = None if labeller is None else labeller(state.labeller, images)
+        found = losses(logits, aux, Targets(labels, mask, reference, says))
+        sums = {name: loss_functions.total(value, mask) for name, value in found.items()}
+        total = sum(options.loss_weights[name] * value for name, value in sums.items())
+        hits = loss_functions.total((logits.argmax(-1) == labels.argmax(-1)).astype(jnp.float32), mask)
+        report = [total, hits, *(sums[name] for name in sorted(sums))]
         statistics = updates.get("batch_stats", {}) if options.update_statistics else state.batch_stats
         return total, (jnp.stack([jnp.asarray(v, jnp.float32) for v in report]), statistics)
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def one_pass(state: TrainState, images: Array, labels: Array, key: Array):
-        (_, (report, statistics)), grads = gradient(state.params, state, images, labels, key)
+    def one_pass(state: TrainState, images: Array, labels: Array, mask: Array, key: Array):
+        (_, (report, statistics)), grads = gradient(state.params, state, images, labels, mask, key)
         return grads, report, statistics
 
-    def many_passes(state: TrainState, images: Array, labels: Array, key: Array):
+    def many_passes(state: TrainState, images: Array, labels: Array, mask: Array, key: Array):
         # micro-batch j takes every k-th row, so that rows stay on the device they lie on
         k = options.accumulate
         cut = lambda a: a.reshape(a.shape[0] // k, k, *a.shape[1:]).swapaxes(0, 1)
 
         def body(carry, inputs):
             grads, report, statistics = carry
-            part_images, part_labels, index = inputs
+            (part_images, part_labels, part_mask), index = inputs
             current = state.replace(batch_stats=statistics)
-            more, part, statistics = one_pass(current, part_images, part_labels, jax.random.fold_in(key, index))
+            key_of_part = jax.random.fold_in(key, index)
+            more, part, statistics = one_pass(current, part_images, part_labels, part_mask, key_of_part)
             return (jax.tree.map(jnp.add, grads, more), report + part, statistics), None
 
-        shapes = jax.eval_shape(lambda: one_pass(state, cut(images)[0], cut(labels)[0], key))
+        parts = (cut(images), cut(labels), cut(mask))
+        shapes = jax.eval_shape(lambda: one_pass(state, parts[0][0], parts[1][0], parts[2][0], key))
         zero = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
         start = (zero(shapes[0]), zero(shapes[1]), state.batch_stats)
-        (grads, report, statistics), _ = jax.lax.scan(body, start, (cut(images), cut(labels), jnp.arange(k)))
-        return jax.tree.map(lambda g: g / k, grads), report / k, statistics
+        (grads, report, statistics), _ = jax.lax.scan(body, start, (parts, jnp.arange(k)))
+        return grads, report, statistics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
         mix_key, key_of_step = jax.random.split(jax.random.fold_in(key, state.step))
-        images = batch["image"]
+        images, mask = batch["image"], batch["mask"]
         labels = jax.nn.one_hot(batch["label"], model.num_classes)
         if options.mixup is not None:
-            images, labels = mixup_cutmix(mix_key, images, labels, options.mixup)
+            images, labels = mixup_cutmix(mix_key, images, labels, options.mixup, mask)
         if options.label_smoothing:
             labels = smooth(labels, options.label_smoothing)
-        labels = labels * batch["mask"][:, None]
         compute = one_pass if options.accumulate == 1 else many_passes
-        grads, report, statistics = compute(state, images, labels, key_of_step)
+        grads, report, statistics = compute(state, images, labels, mask, key_of_step)
+        counted = loss_functions.count(mask, mask)
+        grads, report = jax.tree.map(lambda summed: summed / counted, (grads, report))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
