@@ -1,6 +1,6 @@
 """Images per second of decoding and train augmentation, beside timm's own loader on the same JPEG files.
 
-    python benchmarks/data_loading.py [--data FOLDER/train] [--workers 2] [--recipe deit|crop] [--no-timm]
+    python -m benchmarks.data_loading [--data FOLDER/train] [--workers 2] [--recipe deit|crop] [--no-timm]
 
 Both loaders read the same image folder and make float32 normalised batches with the same recipe. They take turns in
 one process, round by round; before each measurement the batches a loader has ready are drained, and while one is

@@ -1,6 +1,6 @@
 """Memory per device of training ViT-L/16 and ViT-H/14, and what limits its scaling: computed, for docs/scaling.md.
 
-    python benchmarks/memory.py [--check] [--output results/memory.json]            half a minute, tables in Markdown
+    python -m benchmarks.memory [--check] [--output results/memory.json]            half a minute, tables in Markdown
 
 Nothing is trained and no accelerator is needed. State (parameters, gradients, Adam's moments, average) is the train
 state as the training loop builds it, in shapes only, cut by the loop's own sharding rule for so many devices.

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "study_micro": "python -m benchmarks.study --config=configs/study_fashion.py --workdir=results/study_micro",
     "study_small": "python -m benchmarks.study --config=configs/study_fashion_small.py --workdir=results/study_small",
-    "speed": "python benchmarks/throughput.py --suite=papers --timm --rounds 5",
+    "speed": "python -m benchmarks.throughput --suite=papers --timm --rounds 5",
 }
 Picture = Callable[[str, Path | None, str], str]
 

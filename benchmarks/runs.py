@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from programs import forward, training_step, variables_for
 
 import slimvit_jax as slim
+from benchmarks.programs import forward, training_step, variables_for
 from slimvit_jax.analysis.timing import interleave, sampler
 from slimvit_jax.tokens import Tokens
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from programs import Program, forward, training_step
 
 import slimvit_jax as slim
+from benchmarks.programs import Program, forward, training_step
 from slimvit_jax.analysis.paper_rows import PaperRow, paper_rows
 from slimvit_jax.analysis.timing import describe_machine, interleave, sampler
-from slimvit_jax.cli import common
 from slimvit_jax.files import write_json
 from slimvit_jax.models import NAMED
+from slimvit_jax.reports import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = 10e9  # multiply-adds of a dense model from which on it is measured after everything else
@@ -225,7 +225,10 @@ def run(args: Any, worker: Any, bar: Any, groups: list[Planned] | None = None) -
     path = Path(args.json or ROOT / "results" / f"papers_{backend}.json")
     notes: list[str] = []
     result: dict[str, Any] = {"suite": "papers"}
-    result |= {"command": shlex.join([os.path.basename(sys.executable), *sys.argv]), "machine": describe_machine()}
+    result |= {
+        "command": shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]]),
+        "machine": describe_machine(),
+    }
     result |= {"rounds": args.rounds, "throughput": [], "training": [], "tokens": [], "depth": [], "notes": notes}
     bar.total, bar.unit = len(groups), "group"
     for done, (title, make) in enumerate(groups, start=1):
@@ -246,10 +249,10 @@ def run(args: Any, worker: Any, bar: Any, groups: list[Planned] | None = None) -
 
 def show(group: Group, rows: list[dict]) -> None:
     """One group's table."""
-    table = common.table("", "images/s", "x the first", "compile s", "MB/image", title=group.title)
+    table = tables.table("", "images/s", "x the first", "compile s", "MB/image", title=group.title)
     for row in rows:
         memory = row.get("memory")
         cells = [row["name"], f"{row['images_per_second']:,.1f}", f"{row['speed_ratio']:.3f}"]
         cells += [f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else ""]
         table.add_row(*cells, f"{memory['per_image'] / 1e6:,.1f}" if memory else "")
-    common.show(table)
+    tables.show(table)

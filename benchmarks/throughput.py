@@ -1,12 +1,12 @@
 """Images per second of slimmed models beside the dense one, and beside timm on the same machine.
 
-    python benchmarks/throughput.py                                   DeiT-S at 0.7 against dense, batch 16, float32
-    python benchmarks/throughput.py --timm --compile --training       with timm, score overhead and training steps
-    python benchmarks/throughput.py --methods all --models deit_tiny_patch16_224 --keep-rates 0.7,0.5
-    python benchmarks/throughput.py --models deit_small_patch16_224,deit_base_patch16_224 --dtypes bfloat16 \\
+    python -m benchmarks.throughput                                   DeiT-S at 0.7 against dense, batch 16, float32
+    python -m benchmarks.throughput --timm --compile --training       with timm, score overhead and training steps
+    python -m benchmarks.throughput --methods all --models deit_tiny_patch16_224 --keep-rates 0.7,0.5
+    python -m benchmarks.throughput --models deit_small_patch16_224,deit_base_patch16_224 --dtypes bfloat16 \\
         --batch-sizes 256,1024 --timm --compile --peak-tflops 989     on a GPU
-    python benchmarks/throughput.py --models levit_256 --methods= --against evo_levit_256 --fused --timm
-    python benchmarks/throughput.py --suite=papers --timm --rounds 5  every row of the papers' tables, training, growth
+    python -m benchmarks.throughput --models levit_256 --methods= --against evo_levit_256 --fused --timm
+    python -m benchmarks.throughput --suite=papers --timm --rounds 5  every row of the papers' tables, training, growth
 
 Whatever is compared takes turns, round after round: ours in one process, timm in a worker process. The figures to read
 are the ratios of medians; absolute ones drift with whatever else the machine does. "quotient" is the speed ratio over
@@ -104,9 +104,9 @@ def measure_group(
 ) -> list[dict[str, Any]]:
     """One table: everything that is compared at one model, batch size and dtype."""
     import jax
-    from programs import forward
 
     import slimvit_jax as slim
+    from benchmarks.programs import forward
     from slimvit_jax.analysis.timing import interleave, sampler
 
     models = candidates(args, name, dtype, notes)
@@ -148,17 +148,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.timm:
         os.environ.setdefault(ALONE, "false")
-    from runs import overhead_share, training_steps
-    from timm_worker import Timm
     from tqdm import tqdm
 
     import slimvit_jax as slim
+    from benchmarks.runs import overhead_share, training_steps
+    from benchmarks.timm_worker import Timm
     from slimvit_jax.analysis.timing import describe_machine
-    from slimvit_jax.cli import common
     from slimvit_jax.files import write_json
 
     notes: list[str] = []
-    result: dict[str, Any] = {"command": shlex.join([os.path.basename(sys.executable), *sys.argv])}
+    result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])}
     result |= {"machine": describe_machine(), "throughput": [], "overhead": [], "training": [], "notes": notes}
     groups = list(itertools.product(args.models, args.dtypes, args.batch_sizes))
     try:
@@ -167,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             bar = stack.enter_context(tqdm(unit="sample", dynamic_ncols=True, leave=False, disable=None))
 
             if args.suite:
-                import suite_papers
+                from benchmarks import suite_papers
 
                 return suite_papers.run(args, worker, bar)
 
@@ -186,34 +185,36 @@ def main(argv: list[str] | None = None) -> int:
     except slim.SlimError as error:
         print(f"throughput.py: error: {error}", file=sys.stderr)
         return 2
-    print_tables(args, result, common)
+    print_tables(args, result)
     if args.json:
         write_json(args.json, result)
     return 0
 
 
-def print_tables(args: argparse.Namespace, result: dict[str, Any], common: Any) -> None:
+def print_tables(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """One table per kind of measurement, then the notes."""
+    from slimvit_jax.reports import tables
+
     machine = result["machine"]
     title = f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['devices'])}"
     columns = ["images/s", "x dense", "CPU time x", "FLOPs x", "quotient"] + ["share of peak"] * bool(args.peak_tflops)
-    table = common.table("model", "batch", "dtype", "", *columns, title=title)
+    table = tables.table("model", "batch", "dtype", "", *columns, title=title)
     for row in result["throughput"]:
         cells = [row["model"], str(row["batch"]), row["dtype"], row["name"], f"{row['images_per_second']:,.1f}"]
         cells += [f"{row[key]:.3f}" for key in ("speed_ratio", "cpu_ratio", "flops_ratio", "quotient")]
         cells += [f"{row['tflops'] / args.peak_tflops:.1%}"] if args.peak_tflops else []
         table.add_row(*cells)
-    common.show(table)
+    tables.show(table)
     for kind, columns in (
         ("overhead", ["keep_rate", "milliseconds", "share_of_forward"]),
         ("training", ["step", "milliseconds", "of_full", "cpu_of_full"]),
     ):
         if result[kind]:
-            table = common.table("model", "batch", "dtype", *[c.replace("_", " ") for c in columns], title=kind)
+            table = tables.table("model", "batch", "dtype", *[c.replace("_", " ") for c in columns], title=kind)
             for row in result[kind]:
                 values = [row[c] for c in ("model", "batch", "dtype", *columns)]
                 table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in values])
-            common.show(table)
+            tables.show(table)
     for note in result["notes"]:
         print(f"note: {note}")
 

@@ -1,7 +1,7 @@
 """What the training loop costs beside the compiled step.
 
-    python benchmarks/training.py --output results/cpu_training.json            about five minutes on two cores
-    python benchmarks/training.py --models fashion_mnist_49 --rounds 3 --skip start
+    python -m benchmarks.training --output results/cpu_training.json            about five minutes on two cores
+    python -m benchmarks.training --models fashion_mnist_49 --rounds 3 --skip start
 
 Three numbers for each model:
 
@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     from slimvit_jax.errors import SlimError
     from slimvit_jax.files import write_json
 
-    result: dict[str, Any] = {"command": shlex.join([os.path.basename(sys.executable), *sys.argv])}
+    result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.training", *sys.argv[1:]])}
     result |= {"machine": describe_machine(), "results": []}
     try:
         for name in args.models:

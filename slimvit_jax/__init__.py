@@ -17,6 +17,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.fuse import fuse
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.runs import TrainingRun, open_run
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
@@ -33,6 +34,7 @@ __all__ = [
     "Slimming",
     "Targets",
     "Tokens",
+    "TrainingRun",
     "create_model",
     "flops",
     "from_torch",
@@ -42,6 +44,7 @@ __all__ = [
     "load",
     "losses",
     "methods",
+    "open_run",
     "preprocess_for",
     "save",
     "to_torch",

@@ -18,7 +18,7 @@ from slimvit_jax.huge_pages import restart_with_huge_pages
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("slimvit_jax.cli.models", "list the models with parameters, multiply-adds and preprocessing"),
-    "convert": ("slimvit_jax.convert.command", "convert a weights file to another kind"),
+    "convert": ("slimvit_jax.cli.convert", "convert a weights file to another kind"),
     "evaluate": ("slimvit_jax.cli.evaluate", "measure the accuracy on a labelled set of images"),
     "predict": ("slimvit_jax.cli.predict", "classify image files and draw the lives of their patches"),
     "visualize": ("slimvit_jax.cli.visualize", "draw weight curves, lives and what is kept"),

@@ -13,6 +13,7 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
+from slimvit_jax.errors import SlimError
 from slimvit_jax.images.preprocess import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
@@ -165,3 +166,36 @@ def _levit_table() -> dict[str, NamedModel]:
 
 
 NAMED: Mapping[str, NamedModel] = MappingProxyType(_table())
+
+
+def weights_of(source: object) -> str | None:
+    """The named model whose published weights "hf-hub:timm/NAME[.TAG]" are; None for other sources."""
+    repository = str(source).removeprefix("hf-hub:")
+    name = repository.removeprefix("timm/").partition(".")[0]
+    return name if repository != str(source) and repository.startswith("timm/") and name in NAMED else None
+
+
+def check_weights_of(model: str, source: object, said: str) -> None:
+    """Raises SlimError where the published weights `source` are of another named model than `model`.
+
+    Arrays of the same shapes would be taken in silence, and images normalised in the other model's way. A model that
+    differs in the size of its images only may start from them.
+
+    Args:
+      model: a named model; any other name is not checked.
+      source: of `slim.load`.
+      said: how the reader gave the source, such as "--weights".
+    """
+    other = weights_of(source)
+    if other is None or model not in NAMED or _essence(other) == _essence(model):
+        return
+    right = NAMED[model].hub
+    give = f"; those of {model!r} are hf-hub:{right}" if right else ""
+    raise SlimError(f"{said}={str(source)!r} are weights of {other!r}, not of the model {model!r}{give}")
+
+
+def _essence(name: str) -> tuple[object, ...]:
+    """What two named models must share for one to start from the other's weights."""
+    named = NAMED[name]
+    kwargs = {key: value for key, value in named.kwargs.items() if key not in ("img_size", "num_classes")}
+    return named.family, tuple(sorted(kwargs.items())), named.preprocess.mean, named.preprocess.std

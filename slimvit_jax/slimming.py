@@ -47,6 +47,8 @@ class Slimming(nn.Module, kw_only=True):
     pools_patches: ClassVar[bool] = False
     #: Runs on backbones that subsample their grid of patches themselves.
     runs_on_pyramids: ClassVar[bool] = False
+    #: Options that say how many tokens are kept in place of `keep_rate`, and win over it where they are given.
+    in_place_of_keep_rate: ClassVar[tuple[str, ...]] = ()
     #: The training losses compare with a frozen dense model.
     needs_teacher: ClassVar[bool] = False
     #: The method's default weight of each loss.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from test_convert import FAMILIES, LIFE, TINY, assert_equal_states, build, random_state
 
-from slimvit_jax.convert import command, from_torch, google, hub, io, load, save, to_torch
+from slimvit_jax.cli import convert as command
+from slimvit_jax.convert import from_torch, google, hub, io, load, save, to_torch
 from slimvit_jax.errors import SlimError
 
 KINDS = [".safetensors", ".npz", ".pth", "", ".orbax"]

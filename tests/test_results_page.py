@@ -130,7 +130,7 @@ def test_a_whole_study(tmp_path):
     assert {path.stem for path in (tmp_path / "docs/pictures/results").glob("*.png")} >= {
         f"study_made_{kind}" for kind in ("accuracy_flops", "accuracy_speed", "margins", "temperature", "budgets")
     }
-    assert "Not measured yet: `python benchmarks/throughput.py --suite=papers" in text
+    assert "Not measured yet: `python -m benchmarks.throughput --suite=papers" in text
     assert "has not saved `life.safetensors` yet" in text
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from train_tools import ROOT, command, run_train, same, write_config
 
-from slimvit_jax import training
+from slimvit_jax import open_run
 
 SECONDS = 100.0  # more than any start takes: a run that hangs fails the test
 
@@ -71,7 +71,7 @@ def wait_for(moment: str, process: subprocess.Popen, workdir: Path, chance: rand
 
 def check(straight: Path, killed: Path) -> None:
     """Both ended with the same parameters in every stage, and logged the same losses, each step once."""
-    first, second = training.load_run(straight), training.load_run(killed)
+    first, second = open_run(straight).result(), open_run(killed).result()
     assert list(first.variables) == list(second.variables) == list(first.config.schedule)
     for stage, variables in first.variables.items():
         assert same(variables["params"], second.variables[stage]["params"]), stage

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,23 +14,42 @@ import pytest
 from tqdm import tqdm
 
 import slimvit_jax as slim
+from benchmarks import suite_papers
 from slimvit_jax.analysis.paper_rows import paper_rows
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 TINY = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 4}
 
 
 @pytest.fixture
-def suite(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))  # as when throughput.py runs
-    import suite_papers
-
+def suite():
     return suite_papers
+
+
+def test_benchmarks_start_in_a_tree_with_runs(tmp_path):
+    """A folder of runs, which README's first command makes, has the name of one of the modules."""
+    (tmp_path / "runs").mkdir()
+    for module, words in (("throughput", ["--models=nothing"]), ("throughput", ["--suite=papers", "--groups=none"])):
+        command = [sys.executable, "-m", f"benchmarks.{module}", *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_benchmarks_import_their_modules_from_the_package():
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not names & {alias.name.split(".")[0] for alias in node.names}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in names and node.level == 0, path
 
 
 @pytest.fixture
 def parse(suite):
-    import throughput
+    from benchmarks import throughput
 
     return lambda *argv: throughput.parse(["--suite=papers", *argv])
 
@@ -102,7 +125,7 @@ def test_training_steps_of_the_group_and_those_with_a_teacher(suite):
 
 
 def suite_variables(model):
-    import runs
+    from benchmarks import runs
 
     return runs.variables_for(model)
 

@@ -13,7 +13,7 @@ import pytest
 from test_train_runs import wait_for
 from train_tools import ROOT, command, run_train, tiny_config, write_config
 
-from slimvit_jax import training
+from slimvit_jax import open_run
 from slimvit_jax.errors import SlimError
 from slimvit_jax.training import devices
 from slimvit_jax.training.optim import flat
@@ -66,7 +66,7 @@ def test_two_processes_killed_and_restarted_equal_one(tmp_path):
     for process in start_two(config, together, "--config.schedule=dense"):
         _, error = process.communicate(timeout=200)
         assert process.returncode == 0, error.decode()
-    one, two = (flat(training.load_run(path).variables["dense"]["params"]) for path in (alone, together))
+    one, two = (flat(open_run(path).result().variables["dense"]["params"]) for path in (alone, together))
     for path, leaf in one.items():
         np.testing.assert_allclose(leaf, two[path], atol=2e-5, err_msg=path)
 
@@ -88,7 +88,7 @@ def test_checkpoint_of_eight_devices_restores_onto_one(tmp_path):
     assert first.returncode == 143, error.decode()
     last = run_train(config, moved, *plain)
     assert last.returncode == 0 and "going on after step" in last.stdout, last.stderr
-    one, two = (flat(training.load_run(path).variables["dense"]["params"]) for path in (alone, moved))
+    one, two = (flat(open_run(path).result().variables["dense"]["params"]) for path in (alone, moved))
     for path, leaf in one.items():
         np.testing.assert_allclose(leaf, two[path], atol=2e-3, err_msg=path)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from train_tools import ROOT, command, run_train, same, tiny_config, write_config
 
-from slimvit_jax import training
+from slimvit_jax import open_run, training
 from slimvit_jax.errors import SlimError
 from slimvit_jax.training import loop
 
@@ -65,7 +65,7 @@ def test_a_run_leaves_what_it_says(straight):
     for name in ("compiled", "memory"):
         assert [e["stage"] for e in lines(path, "event") if e["name"] == name] == ["dense", "predictor", "backbone"]
     assert all(e["process_peak_mib"] > 0 for e in lines(path, "event") if e["name"] == "memory")
-    again = training.load_run(path)
+    again = open_run(path).result()
     for stage, variables in straight.variables.items():
         assert same(variables["params"], again.variables[stage]["params"])
     assert not any(p.name.startswith(".") for p in (path / "weights").iterdir())
@@ -275,7 +275,7 @@ def test_kill_and_term_of_a_real_process(straight, tmp_path):
     assert second.returncode == 143 and b"the same command goes on" in error, (second.returncode, error)
     last = run_train(config, workdir)
     assert last.returncode == 0, last.stderr
-    result = training.load_run(workdir)
+    result = open_run(workdir).result()
     for stage, variables in straight.variables.items():
         assert same(variables["params"], result.variables[stage]["params"]), stage
     assert [entry["step"] for entry in lines(workdir)] == list(range(1, 13))

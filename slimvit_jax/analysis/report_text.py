@@ -203,10 +203,10 @@ def _clear(difference: dict[str, float]) -> bool:
 
 def print_summary(facts: dict[str, Any], workdir: Path) -> None:
     """The one table at the end of a run."""
-    from slimvit_jax.cli import common
+    from slimvit_jax.reports import tables
 
     title = f"{facts['name']}: {facts['data']['images']:,} held-out images of {facts['data']['name']}"
-    table = common.table(
+    table = tables.table(
         "keep rate", "top-1, %", "random lives, %", "images/s", "x dense", "mult-adds", "x fewer", title=title
     )
     dense = facts["rows"][0]
@@ -221,8 +221,8 @@ def print_summary(facts: dict[str, Any], workdir: Path) -> None:
             f"{row['flops'] / 1e6:,.1f} M",
             f"{dense['flops'] / row['flops']:.2f}",
         )
-    common.show(table)
-    common.show(f"report: {workdir / 'report.md'}")
+    tables.show(table)
+    tables.show(f"report: {workdir / 'report.md'}")
 
 
 def between(name: str, text: str, marker: str, content: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from slimvit_jax.cli import common
 from slimvit_jax.errors import SlimError
+from slimvit_jax.reports import tables
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"setting": head, "rounds": args.rounds, "results": rows}, indent=2))
         return 0
-    table = common.table("", "images/s", "ms", "x dense", "multiply-adds", "x fewer", "quotient", title=head)
+    table = tables.table("", "images/s", "ms", "x dense", "multiply-adds", "x fewer", "quotient", title=head)
     for row in rows:
         table.add_row(
             row["name"],
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             f"{row['flops_ratio']:.2f}",
             f"{row['quotient']:.2f}",
         )
-    common.show(table)
+    tables.show(table)
     return 0
 
 

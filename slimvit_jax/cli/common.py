@@ -1,11 +1,12 @@
-"""What the commands share: which model, which weights, which images, and how a table looks."""
+"""What the commands share: which model, which weights, which images, and which options fit them together."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import ast
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,16 @@ from slimvit_jax.errors import SlimError
 
 if TYPE_CHECKING:
     import numpy as np
-    from rich.table import Table
 
     from slimvit_jax.data import Source
     from slimvit_jax.images import Preprocess
+    from slimvit_jax.runs import TrainingRun
+
+
+#: What `slim.load` reads.
+KINDS = (
+    ".safetensors, .npz, .pth, .bin, *.index.json, a folder of transformers, an Orbax directory, or hf-hub:OWNER/NAME"
+)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,21 +46,62 @@ def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True) -
     """--workdir, or --model with --weights, and the method's: what `open_target` reads."""
     parser.add_argument("--model", metavar="NAME", help="model or family (see the command `models`)")
     if weights:
-        parser.add_argument(
-            "--weights", metavar="FILE", help=".safetensors .pth .npz, an Orbax directory, hf-hub:timm/NAME"
-        )
+        parser.add_argument("--weights", metavar="FILE", help=KINDS)
         parser.add_argument("--workdir", metavar="RUN", help="a finished training run: its model, weights and data")
         parser.add_argument(
             "--stage", metavar="NAME", help="with --workdir: the weights after this stage, not the last"
         )
-        parser.add_argument(
-            "--init-missing",
-            action="append",
-            default=[],
-            metavar="PREFIX",
-            help="initialise at random what the weights lack under this name, such as life_predictor; may be repeated",
-        )
+        add_weights_arguments(parser)
     add_method_arguments(parser)
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """How weights are fitted to the model: what `weights_options` reads."""
+    group = parser.add_argument_group("fitting the weights to the model")
+    group.add_argument(
+        "--init-missing",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="initialise at random what is missing under this name, or has another size (head); method: all that the "
+        "method owns; may be repeated",
+    )
+    group.add_argument(
+        "--ignore", action="append", default=[], metavar="PREFIX", help="leave out what the model has no place for"
+    )
+    group.add_argument(
+        "--resample-pos-embed",
+        nargs="?",
+        const=True,
+        default=False,
+        type=grid,
+        metavar="ROWS,COLS",
+        help="resample a position embedding of another grid, square unless ROWS,COLS says otherwise",
+    )
+    group.add_argument(
+        "--no-antialias",
+        dest="antialias",
+        action="store_false",
+        help="resample as transformers does, for weights that were trained or tuned there",
+    )
+    group.add_argument(
+        "--checkpoint-key",
+        metavar="KEY",
+        help="the entry of a checkpoint with several sets of weights (default: the average, such as model_ema)",
+    )
+    group.add_argument(
+        "--inference",
+        action="store_true",
+        help="leave out what only training reads (SiT's recovery, auxiliary heads); only convert asks",
+    )
+
+
+def grid(text: str) -> tuple[int, int]:
+    """ROWS,COLS, for argparse."""
+    rows, comma, columns = text.partition(",")
+    if not comma:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWS,COLS")
+    return positive(rows), positive(columns)
 
 
 def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 64) -> None:
@@ -103,57 +151,92 @@ def rate_list(text: str) -> tuple[float, ...]:
     return rates
 
 
+def parse_options(items: list[str]) -> dict[str, Any]:
+    """["img_size=384", "class_token=False"] as keywords; values are Python literals, anything else is a string."""
+    options: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise SlimError(f"option {item!r}: expected KEY=VALUE")
+        if key in ("name", "method"):
+            raise SlimError(f"--set {item}: give --{'model' if key == 'name' else key} {text}")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[key] = text
+    return options
+
+
 def method_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for create_model from --method, --keep-rate and --set."""
-    from slimvit_jax import list_methods
-    from slimvit_jax.convert.command import parse_options
+    """Keywords for create_model from --method, --keep-rate and --set; --method none is the dense model."""
+    from slimvit_jax import Slimming, list_methods
+    from slimvit_jax.runs import DENSE
 
     options = parse_options(args.options)
     if args.keep_rate is not None:
-        if args.method is None and not getattr(args, "workdir", None):
+        if args.method in (None, *DENSE) and not getattr(args, "workdir", None):
             raise SlimError(f"--keep-rate {args.keep_rate} needs --method NAME; choices: {', '.join(list_methods())}")
         rates = rate_list(args.keep_rate)
         options["keep_rate"] = rates if len(rates) > 1 else rates[0]
     if args.method is not None:
-        options["method"] = args.method
+        options["method"] = Slimming() if args.method in DENSE else args.method
     return options
+
+
+def weights_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords for `slim.load` from the arguments of `add_weights_arguments`."""
+    return {
+        "init_missing": tuple(args.init_missing),
+        "ignore": tuple(args.ignore),
+        "resample_pos_embed": args.resample_pos_embed,
+        "antialias": args.antialias,
+        "checkpoint_key": args.checkpoint_key,
+        "inference": args.inference,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A model to look at. Its weights are read by `load`, the slow part, after everything else has been checked."""
+    """A model to look at.
+
+    Attributes:
+      load: reads its weights, the slow part, after everything else has been checked; SlimError if the file is missing,
+        damaged or of another model.
+      run: the training run it is of, where it is of one.
+    """
 
     model: Any
     title: str
-    weights: str
     preprocess: Preprocess
-    config: Any = None  # of the training run, where it is one
-    init_missing: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()  # names of parameters in the file that the model has no place for
-
-    def load(self) -> Any:
-        """The variables; a SlimError if the file is missing, damaged or of another model."""
-        from slimvit_jax.convert.io import load
-
-        return load(self.model, self.weights, init_missing=self.init_missing, ignore=self.ignore, inference=True)
+    load: Callable[[], Any]
+    run: TrainingRun | None = None
 
 
 def open_target(args: argparse.Namespace) -> Target:
     """The model, its preprocessing and the whereabouts of its weights; what is cheap to check about them is checked."""
+    from slimvit_jax import convert, create_model, open_run
+    from slimvit_jax.models import check_weights_of
+
+    options, load = method_options(args), weights_options(args) | {"inference": True}
     if args.workdir:
-        return _from_run(args)
+        if args.model or args.weights:
+            raise SlimError("--workdir names model and weights already; leave out --model and --weights")
+        run = open_run(args.workdir)
+        stage = run.stage(args.stage)
+        model = run.create(stage, **options)
+        read = functools.partial(run.variables, model, stage, **load)
+        return Target(model, f"{run.config.name}/{stage}", preprocess_of(args, model), read, run)
     if not args.model or not args.weights:
         lacking = "--model NAME" if not args.model else "--weights FILE"
         raise SlimError(f"{lacking} is missing; give --model with --weights, or --workdir RUN of a training run")
     if args.stage:
         raise SlimError(f"--stage {args.stage} goes with --workdir")
-    from slimvit_jax import create_model
-
-    model = create_model(args.model, **method_options(args))
+    model = create_model(args.model, **options)
     if not args.weights.startswith("hf-hub:") and not Path(args.weights).exists():
         raise SlimError(f"no weights file {args.weights!r}")
-    preprocess = preprocess_of(args, model)
-    return Target(model, args.model, args.weights, preprocess, init_missing=tuple(args.init_missing))
+    check_weights_of(args.model, args.weights, "--weights")
+    read = functools.partial(convert.load, model, args.weights, **load)
+    return Target(model, args.model, preprocess_of(args, model), read)
 
 
 def preprocess_of(args: argparse.Namespace, model: Any) -> Preprocess:
@@ -164,26 +247,16 @@ def preprocess_of(args: argparse.Namespace, model: Any) -> Preprocess:
     return transform_for(model).replace(**{key: value for key, value in changes.items() if value is not None})
 
 
-def _from_run(args: argparse.Namespace) -> Target:
-    if args.model or args.weights:
-        raise SlimError("--workdir names model and weights already; leave out --model and --weights")
-    from slimvit_jax.cli import runs
-
-    return runs.open_run(args)
-
-
 def open_source(args: argparse.Namespace, target: Target) -> Source:
     """The labelled images: --data, or the run's evaluation set."""
     from slimvit_jax import data
 
-    if args.data is None and target.config is None:
-        raise SlimError("--data NAME is missing: digits, fashion_mnist, folder, or a TFDS name")
-    if args.data is None:
-        own = target.config.data
-        split, where = args.split or own.eval_split, args.data_dir or own.data_dir or None
-        source = data.open_source(own.name, split, where, **own.options)
-    else:
+    if args.data is not None:
         source = data.open_source(args.data, args.split or "test", args.data_dir)
+    elif target.run is not None:
+        source = target.run.source(args.split, args.data_dir)
+    else:
+        raise SlimError("--data NAME is missing: digits, fashion_mnist, folder, or a TFDS name")
     if target.model.num_classes and source.num_classes > target.model.num_classes:
         raise SlimError(
             f"{source.name} has {source.num_classes} classes, the model {target.model.num_classes};"
@@ -194,8 +267,6 @@ def open_source(args: argparse.Namespace, target: Target) -> Source:
 
 def class_names(args: argparse.Namespace, target: Target) -> tuple[str, ...]:
     """Names of the classes: lines of the file --classes, or those of the run's data; empty where nobody knows them."""
-    from slimvit_jax import data
-
     if args.classes:
         path = Path(args.classes)
         if not path.is_file():
@@ -204,13 +275,7 @@ def class_names(args: argparse.Namespace, target: Target) -> tuple[str, ...]:
         if len(names) != target.model.num_classes:
             raise SlimError(f"{path} has {len(names)} lines, the model {target.model.num_classes} classes")
         return names
-    if target.config is None:
-        return ()
-    own = target.config.data
-    try:
-        return data.open_source(own.name, own.eval_split, own.data_dir or None, **own.options).class_names
-    except SlimError:  # the run's data are not on this machine; class numbers will do
-        return ()
+    return target.run.class_names if target.run is not None else ()
 
 
 def read_images(files: list[str], preprocess: Preprocess) -> np.ndarray:
@@ -228,41 +293,3 @@ def writable_folder(path: str) -> Path:
     except OSError as error:
         raise SlimError(f"cannot make the folder {path!r}: {error.strerror}") from error
     return folder
-
-
-def table(*columns: str, title: str | None = None) -> Table:
-    """A rich table whose first column is text and whose others are right-aligned numbers."""
-    from rich import box
-    from rich.table import Table
-
-    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
-    for place, column in enumerate(columns):
-        result.add_column(column, justify="right" if place else "left", no_wrap=True)
-    return result
-
-
-def show(*parts: Any) -> None:
-    """Prints tables or text to standard output, as wide as they are: a narrow terminal wraps lines, nothing is cut."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console(highlight=False, soft_wrap=True)
-    wide = console.options.update(width=1000)
-    console.width = max([console.width, *(Measurement.get(console, wide, part).maximum for part in parts)])
-    console.print(*parts)
-
-
-@contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error over `total` images; yields a function of the number done so far.
-
-    Shows images/s and the time left. Nothing is drawn where standard error is no terminal.
-    """
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, unit=" images", leave=False, disable=None) as bar:
-
-        def advance(done: int) -> None:
-            bar.update(min(done, total) - bar.n)
-
-        yield advance

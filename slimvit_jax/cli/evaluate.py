@@ -8,6 +8,7 @@ from typing import Any
 
 from slimvit_jax.cli import common
 from slimvit_jax.errors import SlimError
+from slimvit_jax.reports import tables
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         batches = eval_batches(source, preprocess=target.preprocess, batch_size=args.batch_size, limit=args.limit)
         total = min(len(source), args.limit or len(source))
-        with common.progress(f"{target.title} {_budget(target.model)}".strip(), total) as advance:
+        with tables.progress(f"{target.title} {_budget(target.model)}".strip(), total) as advance:
             result = evaluate(target.model, variables, batches, progress=advance)
         rows.append(
             {
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"data": source.name, "split": source.split, "results": rows}, indent=2))
         return 0
-    table = common.table("model", "patches per layer", "multiply-adds", "top-1", "top-5", "loss", "images")
+    table = tables.table("model", "patches per layer", "multiply-adds", "top-1", "top-5", "loss", "images")
     for target, row in zip(targets, rows, strict=True):
         table.add_row(
             f"{target.title} {row['method']}",
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             f"{row['loss']:.4f}",
             f"{row['count']:,}",
         )
-    common.show(table)
+    tables.show(table)
     return 0
 
 

@@ -26,9 +26,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Prints the table, or JSON."""
     from slimvit_jax import list_methods, list_models
-    from slimvit_jax.cli import common
     from slimvit_jax.errors import SlimError, unknown
     from slimvit_jax.models import NAMED
+    from slimvit_jax.reports import tables
 
     names = [name for name in sorted(NAMED) if args.pattern in name]
     if not names:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     columns = ("input", "parameters", "training only", "multiply-adds", "mean", "std", "crop", "resize")
-    table = common.table("model", *columns)
+    table = tables.table("model", *columns)
     for row in rows:
         table.add_row(
             row["model"],
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             f"{row['crop_pct']:g}",
             row["interpolation"],
         )
-    common.show(table)
+    tables.show(table)
     print("training only: further parameters that inference never reads (SiT's recovery modules, Evo-ViT's class head)")
     families = [name for name in list_models() if name not in NAMED]
     print(f"families for any size: {', '.join(families)}\nmethods: {', '.join(list_methods())}")

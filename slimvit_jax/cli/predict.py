@@ -9,6 +9,7 @@ from typing import Any
 
 from slimvit_jax.cli import common
 from slimvit_jax.errors import SlimError
+from slimvit_jax.reports import tables
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    table = common.table("image", "class", "probability", "picture")
+    table = tables.table("image", "class", "probability", "picture")
     for row in rows:
         for place, guess in enumerate(row["top"]):
             first = place == 0
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{100 * guess['probability']:.1f} %",
                 row["picture"] if first else "",
             )
-    common.show(table)
+    tables.show(table)
     if folder is not None and not any(row["picture"] for row in rows):
         print(f"no pictures: {model.slim.method} drops no patches at these settings")
     return 0

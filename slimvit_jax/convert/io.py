@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,18 @@ def load(model: Any, path: str | os.PathLike[str], **options: Any) -> dict[str, 
         return from_torch(model, content, **options)
     except SlimError as error:
         raise SlimError(f"{path}: {error}") from None
+
+
+def split_load_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords that are meant for `load`, and the others: for callers that take those of `create_model` beside them."""
+    names = {
+        name
+        for function in (load, from_torch)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    chosen = {name: value for name, value in options.items() if name in names}
+    return chosen, {name: value for name, value in options.items() if name not in names}
 
 
 def save(

@@ -13,6 +13,7 @@ from slimvit_jax.arrays import as_numpy
 from slimvit_jax.convert import describe, layouts, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.text import weights_option
 
 SHOWN = 5  # names per kind of problem in an error message
 
@@ -38,7 +39,7 @@ def from_torch(
         ("state_dict", "model") and prefixes ("module.", "_orig_mod.", "backbone.") are taken off. Any floating type;
         the result has the model's (float32).
       init_missing: name prefixes ("head", "life_predictor"). What is missing under them, or there with another shape,
-        is initialised fresh; what fits is used.
+        is initialised fresh; what fits is used. "method" stands for all that the slimming method owns.
       ignore: name prefixes; what the model has no place for under them is left out.
       resample_pos_embed: True resamples a position embedding of another grid, taken to be square, to the model's; a
         pair (rows, columns) says which grid it comes from.
@@ -62,6 +63,9 @@ def from_torch(
     if hasattr(model, "from_official"):
         state_dict = model.from_official(state_dict)
     fresh_prefixes, ignored_prefixes = _prefixes(init_missing), _prefixes(ignore)
+    if "method" in fresh_prefixes:
+        owned = dict.fromkeys(name.split(".")[0] for name, leaf in everything.items() if leaf.path[1] == "slim")
+        fresh_prefixes = (*(prefix for prefix in fresh_prefixes if prefix != "method"), *owned)
     for prefix in fresh_prefixes:
         if not any(_under(name, (prefix,)) for name in everything):
             raise unknown("prefix in init_missing", prefix, {name.split(".")[0] for name in everything})
@@ -184,8 +188,8 @@ def _some(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + more
 
 
-def _tops(names: Iterable[str]) -> str:
-    return repr(tuple(dict.fromkeys(name.split(".")[0] for name in names)))
+def _tops(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def _report(
@@ -199,24 +203,26 @@ def _report(
     hints: bool = True,
 ) -> str:
     """The one line of an error: what is wrong, both shapes, the option that allows it, what the weights look like."""
-    parts, notes = list(problems), []
+    parts, notes, fresh = list(problems), [], []
     if missing:
         parts.append(f"{len(missing)} missing ({_some(missing)})")
         optional = [name for name in missing if want[name].path[1] == "slim" or _under(name, ("head", "head_dist"))]
         if optional:
-            notes.append(f"init_missing={_tops(optional)} initialises them fresh")
+            fresh += optional
     if unexpected:
         parts.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
         if not missing and not misfits:
-            notes.append(f"ignore={_tops(unexpected)} leaves them out")
+            notes.append(f"{weights_option('ignore', _tops(unexpected))} leaves them out")
     if misfits:
         shapes = [f"{name} is {tuple(given[name].shape)}, the model has {want[name].torch_shape}" for name in misfits]
         parts.append(f"{len(misfits)} of another shape ({_some(shapes)})")
         heads = [name for name in misfits if _under(name, ("head", "head_dist"))]
         if heads:
-            notes.append(f"init_missing={_tops(heads)} initialises a head of this size")
+            fresh += heads
         if "pos_embed" in misfits:
-            notes.append("resample_pos_embed=True resamples the position embedding")
+            notes.append(f"{weights_option('resample_pos_embed', True)} resamples the position embedding")
+    if fresh:
+        notes.append(f"{weights_option('init_missing', _tops(fresh))} initialises {', '.join(_tops(fresh))} anew")
     line = f"{what} does not fit the model: {'; '.join(parts)}".replace("variables does", "variables do")
     theirs = describe.facts({name: tuple(value.shape) for name, value in given.items()})
     ours = describe.facts({name: leaf.torch_shape for name, leaf in want.items()})

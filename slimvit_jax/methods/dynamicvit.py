@@ -88,6 +88,7 @@ class DynamicViT(Dropping, Located, kw_only=True):
     """
 
     method = "dynamicvit"
+    in_place_of_keep_rate = ("token_ratio",)
     needs_teacher = True
     loss_weights: ClassVar[Mapping[str, float]] = {
         "classification": 1.0,

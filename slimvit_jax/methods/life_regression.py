@@ -95,6 +95,7 @@ class LifeRegression(Dropping, kw_only=True):
     """
 
     method = "life_regression"
+    in_place_of_keep_rate = ("budgets",)
 
     keep_rate: float | tuple[float, ...] = 0.7
     locations: tuple[int, ...] = (4, 7, 10)

@@ -4,7 +4,7 @@ from slimvit_jax.training.build import build_model, build_preprocess, build_sour
 from slimvit_jax.training.config import default_config, stage_defaults, validate
 from slimvit_jax.training.loading import load_config, parse_overrides
 from slimvit_jax.training.loop import NotFinite, Stopped
-from slimvit_jax.training.stages import RunResult, load_run, run
+from slimvit_jax.training.stages import RunResult, run
 
 __all__ = [
     "NotFinite",
@@ -16,7 +16,6 @@ __all__ = [
     "default_config",
     "eval_data",
     "load_config",
-    "load_run",
     "parse_overrides",
     "run",
     "stage_defaults",

@@ -17,6 +17,7 @@ from slimvit_jax.convert import load
 from slimvit_jax.data.mixup import MixupConfig
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
+from slimvit_jax.methods import METHODS
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.training import labeller as labelling
 from slimvit_jax.training import optim, step
@@ -32,7 +33,11 @@ def build_model(config: Any, slimmed: bool = True, stage: str = "", **method_opt
       stage: apply this stage's model_options and method_options too.
       **method_options: on top of all, e.g. keep_rate=0.5.
     """
-    model = _build_model(config, slimmed, stage, method_options)
+    return prepared(config, _build_model(config, slimmed, stage, method_options))
+
+
+def prepared(config: Any, model: Any) -> Any:
+    """The model with what the config says about the preparation of its images."""
     given = {key: value for key, value in config.preprocess.to_dict().items() if value}
     return model.clone(preprocess=model.preprocess.replace(**given)) if given else model
 
@@ -43,10 +48,17 @@ def _build_model(config: Any, slimmed: bool, stage: str, method_options: dict[st
     options |= extra.get("model_options", {})
     if not slimmed or not config.method.name:
         return create_model(config.model.name, Slimming(), **options)  # not the method that a name may imply
-    chosen = config.method.options.to_dict() | extra.get("method_options", {}) | method_options
+    chosen = config.method.options.to_dict() | extra.get("method_options", {})
     if "keep_rate" in method_options:
-        chosen.pop("budgets", None)
+        chosen = at_keep_rate(config.method.name, chosen, method_options["keep_rate"])
+    chosen |= method_options
     return create_model(config.model.name, method=config.method.name, **options, **chosen)
+
+
+def at_keep_rate(method: str, options: Mapping[str, Any], keep_rate: Any) -> dict[str, Any]:
+    """A method's options with this keep rate, without those that would win over it."""
+    fixed = METHODS[method].in_place_of_keep_rate if method in METHODS else ()
+    return {name: value for name, value in options.items() if name not in fixed} | {"keep_rate": keep_rate}
 
 
 def build_teacher(config: Any) -> Any:

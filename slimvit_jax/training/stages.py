@@ -17,7 +17,7 @@ from slimvit_jax.training.devices import make_mesh, start_devices, start_process
 from slimvit_jax.training.labeller import labeller_variables
 from slimvit_jax.training.logs import Logs
 from slimvit_jax.training.loop import Interrupt, Run, StageResult, StageRun, Stopped
-from slimvit_jax.training.workdir import Workdir, read_json
+from slimvit_jax.training.workdir import Workdir
 
 
 @dataclasses.dataclass
@@ -144,27 +144,3 @@ def _start(config: Any, stage: build.Stage, stages: list[build.Stage], result: R
         )
     fresh = build.init_variables(stage.teacher, config.seed)
     return variables, build.adopt(dense[-1], fresh) if dense else build.start_variables(config, stage.teacher), labels
-
-
-def load_run(workdir: str | Path) -> RunResult:
-    """A run that is done, wholly or in part, from its folder.
-
-    Raises:
-      SlimError: no run there, or no stage of it is done.
-    """
-    path = Path(workdir).absolute()
-    if not (path / "config.json").is_file():
-        raise SlimError(f"{str(workdir)!r} is no workdir: it has no config.json")
-    config = configs.from_dict(read_json(path / "config.json"))
-    done = read_json(path / "stages.json") if (path / "stages.json").exists() else {}
-    names = [name for name in config.schedule if name in done]
-    if not names:
-        raise SlimError(f"the run in {str(workdir)!r} has no stage that is done")
-    models = {name: build.build_model(config, config.stages[name].slimmed, name) for name in names}
-    weights = path / "weights"
-    variables = {name: convert.load(models[name], weights / f"{name}.safetensors") for name in names}
-    metrics = {name: done[name]["metrics"] for name in names}
-    seconds = {name: done[name]["seconds"] for name in names}
-    dense = build.build_model(config, slimmed=False)
-    model = build.build_model(config, slimmed=config.stages[names[-1]].slimmed)
-    return RunResult(config, path, model, dense, variables, metrics, seconds, True)

@@ -1,0 +1,67 @@
+"""Words for people: names that are data made printable, and options spelled the way the reader has to type them."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any, Literal
+
+Reader = Literal["python", "flags", "config"]
+_READER: contextvars.ContextVar[Reader] = contextvars.ContextVar("reader", default="python")
+
+
+def printable(name: object) -> str:
+    r"""The text with everything a terminal or a font cannot show written as an escape; the rest as it is.
+
+    File and class names are data: one may hold bytes that are not UTF-8 (Python has them as lone surrogates), control
+    characters, or a line break.
+
+    >>> printable("caf\udce9"), printable("two\nlines"), printable("a$_{b$ [bold]")
+    ('caf\\xe9', 'two\\nlines', 'a$_{b$ [bold]')
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(name))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode has it
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+@contextlib.contextmanager
+def hints_for(reader: Reader) -> Iterator[None]:
+    """While entered, `weights_option` spells for somebody who types flags, fields of a config, or Python."""
+    token = _READER.set(reader)
+    try:
+        yield
+    finally:
+        _READER.reset(token)
+
+
+def weights_option(name: str, value: Any) -> str:
+    """An option of `slim.load` with a value, as the reader has to type it.
+
+    >>> weights_option("init_missing", ("head",))
+    "init_missing=('head',)"
+    >>> with hints_for("flags"):
+    ...     weights_option("init_missing", ("head", "norm")), weights_option("resample_pos_embed", True)
+    ('--init-missing=head --init-missing=norm', '--resample-pos-embed')
+    >>> with hints_for("config"):
+    ...     weights_option("init_missing", ("head",))
+    "--config.init.options.init_missing=('head',)"
+    """
+    reader = _READER.get()
+    if reader == "flags":
+        flag = f"--{name.replace('_', '-')}"
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        return " ".join(flag if entry is True else f"{flag}={entry}" for entry in values)
+    spelled = f"{name}={value!r}"
+    return f"--config.init.options.{spelled}" if reader == "config" else spelled
+
+
+def num_classes_option(number: object) -> str:
+    """The model's option num_classes, as the reader has to type it."""
+    spelled = f"num_classes={number}"
+    return {"flags": f"--set {spelled}", "config": f"--config.model.options.{spelled}"}.get(_READER.get(), spelled)
