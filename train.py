@@ -38,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from slimvit_jax import training
     from slimvit_jax.errors import SlimError
+    from slimvit_jax.text import hints_for
 
     try:
         config = training.load_config(known.config, training.parse_overrides(rest))
-        result = training.run(config, known.workdir)
+        with hints_for("config"):
+            result = training.run(config, known.workdir)
         if config.report.enabled and importlib.util.find_spec("slimvit_jax.analysis.report"):
             from slimvit_jax.analysis.report import write_report
 

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.huge_pages import restart_with_huge_pages
+from slimvit_jax.text import hints_for
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("slimvit_jax.cli.models", "list the models with parameters, multiply-adds and preprocessing"),
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             commands.add_parser(name, help=help_line)
     try:
         args = parser.parse_args(arguments)
-        return int(args.run(args) or 0)
+        with hints_for("flags"):
+            return int(args.run(args) or 0)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
         return stop.code if isinstance(stop.code, int) else 2
     except SlimError as error:

@@ -147,6 +147,10 @@ BAD = {
     "out is a file": (["predict", "{f}/a.png", "{m}", "--out={f}/text.png"], "cannot make the folder"),
     "no run": (["evaluate", "--workdir={f}"], "config.json"),
     "run and model": (["evaluate", "--workdir={f}", "--model=vit"], "leave out --model"),
+    "weights of another model": (
+        ["evaluate", "--model=vit_small_patch16_224", "--weights=hf-hub:timm/deit_small_patch16_224.fb_in1k"],
+        "are weights of 'deit_small_patch16_224', not of the model 'vit_small_patch16_224'",
+    ),
     "stage alone": (["evaluate", "{m}", "--stage=dense", "--data=digits"], "--workdir"),
     "dense picture": (["visualize", "--model=vit", *SET, "--weights={f}/tiny.safetensors"], "drops nothing"),
     "picture format": (["visualize", "{m}", "--format=docx"], "'docx'"),

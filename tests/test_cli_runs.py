@@ -49,6 +49,9 @@ BAD = {
     "keep rate of a dense stage": (["--stage=dense", "--keep-rate=0.5"], "is dense"),
     "option": (["--set=depht=3"], "'depht'"),
     "model too": (["--model=vit"], "--workdir names model and weights"),
+    "fresh parameters": (["--method=dynamicvit", "--set=locations=(2, 3)"], "--init-missing=score_predictor"),
+    "another head": (["--set=num_classes=12"], "--init-missing=head"),
+    "another size": (["--set=img_size=32"], "--resample-pos-embed"),
 }
 
 
@@ -58,6 +61,14 @@ def test_bad_input_with_a_run(case, workdir, capsys):
     assert main(["evaluate", f"--workdir={workdir}", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_weights_are_fitted_as_in_convert(workdir, capsys):
+    """What an error proposes, typed as it stands there."""
+    (row,) = results(capsys, f"--workdir={workdir}", "--set=img_size=32", "--resample-pos-embed")
+    assert row["token_counts"][0] == 64
+    (row,) = results(capsys, f"--workdir={workdir}", "--method=dynamicvit", "--init-missing=method")
+    assert row["method"] == "dynamicvit" and row["token_counts"][0] == 11
 
 
 def test_damaged_config_is_named(tmp_path, capsys):

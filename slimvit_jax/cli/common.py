@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 
 #: What `slim.load` reads.
-KINDS = (
-    ".safetensors, .npz, .pth, .bin, *.index.json, a folder of transformers, an Orbax directory, or hf-hub:OWNER/NAME"
-)
+KINDS = ".safetensors, .npz, .pth, .bin, *.index.json, a folder of transformers, an Orbax directory, hf-hub:OWNER/NAME"
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
