@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from slimvit_jax import options
 from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.backbones.evo_levit import EvoLeViT
 from slimvit_jax.backbones.levit import LeViT
@@ -37,14 +38,14 @@ def list_methods() -> list[str]:
     return sorted(METHODS)
 
 
-def create_model(name: str, method: str | Slimming | None = None, **options: Any) -> Backbone:
+def create_model(name: str, method: str | Slimming | None = None, **keywords: Any) -> Backbone:
     """A model ready for `init` and `apply`.
 
     Args:
       name: a named model ("deit_small_patch16_224") or a family for any size ("vit", "lvvit", "levit").
       method: a method's name, its options among `options`; or a method object; or None for the dense model (for
         names such as "sit_s", which imply a method: for that method; `Slimming()` is always the dense model).
-      **options: of the backbone (timm's keyword names; they override the named model's) and of the method.
+      **keywords: options of the backbone (timm's keyword names; they override the named model's) and of the method.
 
     Returns:
       A Flax linen module.
@@ -52,20 +53,22 @@ def create_model(name: str, method: str | Slimming | None = None, **options: Any
     Raises:
       SlimError: for an unknown name or option, or a combination that makes no sense.
     """
+    return assemble(name, method, keywords)
+
+
+def assemble(name: str, method: str | Slimming | None, keywords: Mapping[str, Any]) -> Backbone:
+    """`create_model` with the options as a mapping, whatever their names are."""
     family, defaults, own_method, own_options = _resolve(name)
     cls, fixed = FAMILIES[family]
-    method, options = cls.translate(method, options)
+    method, given = cls.translate(method, dict(keywords))
     method = own_method if method is None else method
-    backbone_fields = set(cls.__dataclass_fields__) - {"slim", "preprocess", "parent", "name", *fixed}
-    method_fields = _method_fields(method)
-    for option in options:
-        if option not in backbone_fields | method_fields:
-            owner = f"model {name!r}" + (f" with method {method!r}" if isinstance(method, str) else "")
-            raise unknown(f"option of {owner}", option, sorted(backbone_fields | method_fields))
-    backbone = {**defaults, **{k: v for k, v in options.items() if k in backbone_fields}, **fixed}
-    backbone = cls.normalise(backbone)
+    own, of_method = option_kinds(name, method)
+    for option in given:
+        if option not in own and option not in of_method:
+            raise _unknown_option(name, method, option, [*own, *of_method])
+    backbone = cls.normalise({**defaults, **{k: v for k, v in given.items() if k in own}, **fixed})
     start = own_options if method == own_method else {}
-    slim = _make_method(method, {**start, **{k: v for k, v in options.items() if k in method_fields}})
+    slim = _make_method(method, {**start, **{k: v for k, v in given.items() if k in of_method}})
     preprocess = NAMED[name].preprocess if name in NAMED else UNNAMED
     return cls(slim=slim.bind(cls.geometry_of(backbone)), preprocess=preprocess, **backbone)
 
@@ -90,22 +93,48 @@ def transform_for(model: str | Backbone) -> Preprocess:
     return model.preprocess.fit(model.img_size, model.in_chans)
 
 
+def option_kinds(
+    name: str, method: str | Slimming | None = None
+) -> tuple[Mapping[str, options.Kind], Mapping[str, options.Kind]]:
+    """The options of a model and of a method by name, and what each may be.
+
+    Raises:
+      SlimError: for an unknown model or method, or one option of both.
+    """
+    family, _, own_method, _ = _resolve(name)
+    cls, fixed = FAMILIES[family]
+    backbone = {option: kind for option, kind in options.kinds_of(cls).items() if option not in fixed}
+    method = own_method if method is None else method
+    if not isinstance(method, str):
+        return backbone, {}
+    if method not in METHODS:
+        raise unknown("method", method, list_methods())
+    of_method = options.kinds_of(METHODS[method])
+    if both := backbone.keys() & of_method.keys():
+        raise SlimError(f"{', '.join(sorted(both))}: an option of model {name!r} and of method {method!r}; rename one")
+    return backbone, of_method
+
+
+def _unknown_option(name: str, method: str | Slimming | None, option: str, choices: list[str]) -> SlimError:
+    owners = [own for own in list_methods() if option in options.kinds_of(METHODS[own])]
+    if owners and isinstance(method, Slimming):
+        return SlimError(f"{option} is an option of the method: give it to {type(method).__name__}(...) itself")
+    if owners and method is None:
+        return SlimError(f"{option} is an option of methods: add method=NAME, one of {', '.join(owners)}")
+    owner = f"model {name!r}" + (f" with method {method!r}" if isinstance(method, str) else "")
+    return unknown(f"option of {owner}", option, choices)
+
+
 def _resolve(name: str) -> tuple[str, dict[str, Any], str | None, dict[str, Any]]:
     """Family, its options, and the method that the name implies with its options."""
+    if not isinstance(name, str):
+        raise unknown("model", name, list_models())
     if name in FAMILIES:
         return name, {}, None, {}
     if name not in NAMED:
         raise unknown("model", name, list_models())
     named = NAMED[name]
     return named.family, dict(named.kwargs), named.method, dict(named.method_kwargs)
-
-
-def _method_fields(method: str | Slimming | None) -> set[str]:
-    if not isinstance(method, str):
-        return set()
-    if method not in METHODS:
-        raise unknown("method", method, list_methods())
-    return {field.name for field in dataclasses.fields(METHODS[method])} - {"geometry", "parent", "name"}
 
 
 def _make_method(method: str | Slimming | None, options: dict[str, Any]) -> Slimming:

@@ -6,12 +6,13 @@ The model, the FLOPs, the benchmark, the pictures and the error checks all read 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
 from typing import Any
 
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.options import Count, Share, kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +87,74 @@ class Plan:
         return self.attention
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which share of the patches is left at which layers: what keep rates mean for a method, as a plan.
+
+    Attributes:
+      keep_rate: share left at each location of what the location before left; one for all, or one each.
+      locations: 1-based layers, increasing.
+      where: the patches go "before" the layer, "inside" it (between attention and MLP), or "after" it.
+      of: "left": n_k = ceil(r_k n_{k-1}); "grid": n_k = int(r_1 ... r_k N), of the N patches of the grid.
+      token_ratio: the shares of the N patches left at each location, in place of keep_rate.
+
+    Raises:
+      SlimError: for values that make no schedule.
+    """
+
+    keep_rate: float | tuple[float, ...]
+    locations: tuple[int, ...]
+    where: str = "inside"
+    of: str = "grid"
+    token_ratio: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_locations(self.locations)
+        if self.token_ratio is None:
+            check_keep_rate(self.keep_rate, self.locations)
+            return
+        ratios = kind_of(tuple[Share, ...]).value("token_ratio", self.token_ratio)
+        if len(ratios) != len(self.locations):
+            raise SlimError(
+                f"token_ratio={ratios} must hold one share of the original patches for each of the"
+                f" {len(self.locations)} locations {self.locations}"
+            )
+        if any(b > a for a, b in itertools.pairwise(ratios)):
+            raise SlimError(f"token_ratio={ratios} must not grow: dropped patches do not come back")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The keep rate of every location."""
+        return check_keep_rate(self.keep_rate, self.locations)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of the original patches left at each location: keep rates multiplied up, or the token ratios."""
+        return cumulative(self.rates) if self.token_ratio is None else self.token_ratio
+
+    def counts(self, num_patches: int) -> tuple[int, ...]:
+        """Patches left at each location, of `num_patches` in the grid."""
+        if self.of == "left":
+            return shrinking_counts(num_patches, self.rates)
+        return tuple(max(1, int(num_patches * share)) for share in self.shares)
+
+    def plan(self, geometry: Geometry) -> Plan:
+        """The plan on a backbone; a SlimError for a location that it does not have."""
+        check_locations(self.locations, geometry.depth)
+        return Plan.drop(geometry, self.locations, self.counts(geometry.num_patches), self.where)
+
+
 def check_keep_rate(keep_rate: Any, locations: Sequence[int] | None = None) -> tuple[float, ...]:
     """One rate per location, each in (0, 1].
 
     Raises:
       SlimError: for a rate outside (0, 1], not a number, or a wrong number of rates.
     """
-    rates = tuple(keep_rate) if isinstance(keep_rate, (tuple, list)) else (keep_rate,) * len(locations or (0,))
-    for rate in rates:
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) <= 1:
-            raise SlimError(f"keep_rate={keep_rate!r} must lie in (0, 1]: the share of patches kept at each location")
+    given = kind_of(Share | tuple[Share, ...]).value("keep_rate", keep_rate)
+    rates = given if isinstance(given, tuple) else (given,) * len(locations or (0,))
     if locations is not None and len(rates) != len(locations):
         raise SlimError(f"keep_rate={keep_rate!r} has {len(rates)} rates for {len(locations)} locations {locations}")
-    return tuple(float(rate) for rate in rates)
+    return rates
 
 
 def check_locations(locations: object, depth: int | None = None) -> tuple[int, ...]:
@@ -107,15 +163,14 @@ def check_locations(locations: object, depth: int | None = None) -> tuple[int, .
     Raises:
       SlimError: for anything else.
     """
-    if not isinstance(locations, (tuple, list)) or not locations:
-        raise SlimError(f"locations={locations!r} must be a non-empty tuple of 1-based layers, such as (4, 7, 10)")
-    if any(isinstance(layer, bool) or not isinstance(layer, Integral) for layer in locations):
-        raise SlimError(f"locations={tuple(locations)} must be whole numbers: 1-based layers")
-    if any(b <= a for a, b in zip(locations, locations[1:], strict=False)):
-        raise SlimError(f"locations={tuple(locations)} must increase")
-    if locations[0] < 1 or (depth is not None and locations[-1] > depth):
-        raise SlimError(f"locations={tuple(locations)} must lie in 1..{depth if depth is not None else 'depth'}")
-    return tuple(int(layer) for layer in locations)
+    layers = kind_of(tuple[int, ...]).value("locations", locations)
+    if not layers:
+        raise SlimError("locations=() must be a non-empty tuple of 1-based layers, such as (4, 7, 10)")
+    if any(b <= a for a, b in itertools.pairwise(layers)):
+        raise SlimError(f"locations={layers} must increase")
+    if layers[0] < 1 or (depth is not None and layers[-1] > depth):
+        raise SlimError(f"locations={layers} must lie in 1..{depth if depth is not None else 'depth'}")
+    return layers
 
 
 def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[int, ...]:
@@ -124,12 +179,10 @@ def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[in
     Raises:
       SlimError: for anything else.
     """
-    if not isinstance(budgets, (tuple, list)) or not budgets:
-        raise SlimError(f"budgets={budgets!r} must be a tuple with one patch count per layer")
-    counts = tuple(budgets)
-    if any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in counts):
-        raise SlimError(f"budgets={counts} must be whole numbers of at least 1")
-    for layer, (a, b) in enumerate(zip(counts, counts[1:], strict=False), start=1):
+    counts = kind_of(tuple[Count, ...]).value("budgets", budgets)
+    if not counts:
+        raise SlimError("budgets=() must be a tuple with one patch count per layer")
+    for layer, (a, b) in enumerate(itertools.pairwise(counts), start=1):
         if b > a:
             raise SlimError(f"budgets={counts} must not grow: layer {layer} has {a} patches, layer {layer + 1} has {b}")
     if geometry is not None:
@@ -140,7 +193,7 @@ def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[in
                 f"budgets={counts} must begin with the {geometry.num_patches} patches of a"
                 f" {geometry.grid[0]}x{geometry.grid[1]} grid: nothing is dropped before the first layer"
             )
-    return tuple(int(n) for n in counts)
+    return counts
 
 
 def shrinking_counts(num_patches: int, rates: Sequence[float], rounding: Callable = math.ceil) -> tuple[int, ...]:
@@ -156,19 +209,27 @@ def shrinking_counts(num_patches: int, rates: Sequence[float], rounding: Callabl
     return tuple(counts)
 
 
+def cumulative(rates: Sequence[float]) -> tuple[float, ...]:
+    """r_1 ... r_k for every k.
+
+    >>> cumulative((0.5, 0.5, 0.1))
+    (0.5, 0.25, 0.025)
+    """
+    shares: list[float] = []
+    for k in range(1, len(rates) + 1):
+        same = len(set(rates[:k])) == 1
+        # rate**k rather than a running product: the official codes compute the power, and int() is at its mercy.
+        shares.append(rates[0] ** k if same else math.prod(rates[:k]))
+    return tuple(shares)
+
+
 def absolute_counts(num_patches: int, rates: Sequence[float]) -> tuple[int, ...]:
     """n_k = int(N * rate_1 * ... * rate_k): all rates are of the N patches of the grid (DynamicViT and others).
 
     >>> absolute_counts(196, (0.7, 0.7, 0.7))
     (137, 96, 67)
     """
-    counts = []
-    for k in range(1, len(rates) + 1):
-        same = len(set(rates[:k])) == 1
-        # rate**k rather than a running product: the official codes compute the power, and int() is at its mercy.
-        share = rates[0] ** k if same else math.prod(rates[:k])
-        counts.append(max(1, int(num_patches * share)))
-    return tuple(counts)
+    return tuple(max(1, int(num_patches * share)) for share in cumulative(rates))
 
 
 def check_choice(kind: str, value: object, choices: Sequence[object]) -> None:

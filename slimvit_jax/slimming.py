@@ -12,14 +12,13 @@ and once, at the end, `tokens = method.finish(tokens, train)`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import flax.linen as nn
 import jax
 
 from slimvit_jax import losses as loss_functions
+from slimvit_jax.checked import Checked
 from slimvit_jax.errors import SlimError
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
@@ -29,12 +28,17 @@ Array = jax.Array
 Probe = Mapping[str, Array]
 
 
-class Slimming(nn.Module, kw_only=True):
+class Slimming(Checked, kw_only=True):
     """The plain vision transformer: keeps every token.
+
+    A subclass's options are its fields: the annotation of each says what it may be (see `options`), and is checked when
+    the method is made.
 
     Attributes:
       geometry: the backbone this method is bound to; set by `create_model` through `bind`.
     """
+
+    PASSES = frozenset({"start", "before_block", "after_attention", "after_block", "finish", "pooling_weights"})
 
     method: ClassVar[str] = "dense"
     #: Tokens are merged, so that the original index of a token is not defined and `aux.kept` is None.
@@ -45,6 +49,8 @@ class Slimming(nn.Module, kw_only=True):
     keep_all_is_dense: ClassVar[bool] = True
     #: The head reads the mean of all patch tokens, normalised after the mean, whatever the model's own pooling.
     pools_patches: ClassVar[bool] = False
+    #: Training masks or weighs patches and removes none.
+    trains_on_all: ClassVar[bool] = False
     #: Runs on backbones that subsample their grid of patches themselves.
     runs_on_pyramids: ClassVar[bool] = False
     #: Options that say how many tokens are kept in place of `keep_rate`, and win over it where they are given.
@@ -63,11 +69,7 @@ class Slimming(nn.Module, kw_only=True):
 
     geometry: Geometry | None = None
 
-    def __post_init__(self) -> None:
-        for field in self.__dataclass_fields__:
-            value = getattr(self, field, None)
-            if isinstance(value, list):  # lists from configs and JSON; modules must be hashable
-                object.__setattr__(self, field, tuple(value))
+    def check_all(self) -> None:
         self.check_options()
         if self.geometry is not None:
             if self.geometry.pyramid is not None and not (self.method == "dense" or self.runs_on_pyramids):
@@ -76,12 +78,11 @@ class Slimming(nn.Module, kw_only=True):
                     " stages and learns a value for every distance, so all patches must be there, at their places"
                 )
             self.check_geometry(self.geometry)
-        super().__post_init__()
 
     # Options -----------------------------------------------------------------------------------------------------
 
     def check_options(self) -> None:
-        """Raises SlimError for options that are wrong whatever the backbone."""
+        """Raises SlimError for options that do not go together whatever the backbone; each is of its kind already."""
 
     def check_geometry(self, geometry: Geometry) -> None:
         """Raises SlimError for options that do not fit this backbone."""
@@ -118,8 +119,8 @@ class Slimming(nn.Module, kw_only=True):
 
     @property
     def train_plan(self) -> Plan:
-        """Patch tokens per layer while training; the inference plan unless a method says otherwise."""
-        return self.plan
+        """Patch tokens per layer while training; the inference plan, or all of them with `trains_on_all`."""
+        return Plan.full(self.bound.num_patches, self.bound.depth) if self.trains_on_all else self.plan
 
     def extra_flops(self) -> dict[int, int]:
         """Multiply-adds that the method adds at inference, by 1-based layer."""
@@ -186,8 +187,3 @@ class Slimming(nn.Module, kw_only=True):
     def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `from_official` for a state dict of this model."""
         return state
-
-    def options(self) -> dict[str, Any]:
-        """The options as a plain dict, without the binding."""
-        skip = {"geometry", "parent", "name"}
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in skip}

@@ -115,7 +115,7 @@ def test_methods_are_refused_with_the_reason(method):
     ("options", "message"),
     [
         ({"img_size": 40}, "image height 40 is not divisible by 16"),
-        ({"depth": (1, 2, 3)}, r"depth=\(1, 2, 3\) must be positive whole numbers"),
+        ({"depth": (1, 2, 3)}, r"depth=\(1, 2, 3\) must be one value, or one for each of the 2 stages"),
         ({"num_heads": (2, 0)}, "num_heads"),
         ({"embed_dim": (12, 24)}, "divisible by 8"),
         ({"embed_dim": ()}, "at least one"),

@@ -193,7 +193,7 @@ def test_a_distilled_model_has_the_parameters_of_the_release():
         ({"img_size": 40}, "image height 40 is not divisible by the patch size 16"),
         ({"patch_size": 8}, "stride 16"),
         ({"embed_dim": 18}, "embed_dim=18 must be divisible by 8"),
-        ({"skip_lam": 0}, "skip_lam=0 must be positive"),
+        ({"skip_lam": 0}, "skip_lam=0 must be a positive number"),
         ({"stage_blocks": (2, 1)}, r"stage_blocks=\(2, 1\) has 3 layers in all; the model has 4"),
         ({"distillation_type": "soft"}, "unknown distillation_type 'soft'"),
         ({"head_dim": 8}, "unknown option .*'head_dim'"),

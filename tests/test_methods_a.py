@@ -324,7 +324,7 @@ def test_tome_schedules():
         ("tome", {"r": (0, 0, 99)}, "r must lie"),
         ("tome", {"r": -1}, "r=-1"),
         ("tome", {"r": 2.5}, r"r=2\.5"),
-        ("tome", {"r": (8, 1.5)}, "inflection"),
+        ("tome", {"r": (8, 1.5)}, "inflect"),
         ("tome", {"r": (1,) * 13}, "13 entries for 12 layers"),
         ("tome", {"keep_rate": 1.5}, "keep_rate=1.5"),
         ("tome", {"prop_attn": "yes"}, "prop_attn='yes'"),

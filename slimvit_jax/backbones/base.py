@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
+from slimvit_jax import options as option_kinds
+from slimvit_jax.checked import Checked
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
 from slimvit_jax.losses import Targets
 from slimvit_jax.models import UNNAMED
-from slimvit_jax.plan import Geometry, check_choice
+from slimvit_jax.options import Count, Kind, Natural, Pair
+from slimvit_jax.plan import Geometry
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux
 
 Array = jax.Array
 
 
-class Backbone(nn.Module, kw_only=True):
+def _read_dtype(dtype: Any) -> str:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise ValueError(dtype)
+    return name
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+DType = Annotated[str, Kind("be a floating-point type", _read_dtype, DTYPES)]
+
+
+class Backbone(Checked, kw_only=True):
     """The part of a model that `create_model` and the analysis need.
 
     Attributes:
@@ -35,13 +51,22 @@ class Backbone(nn.Module, kw_only=True):
       dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
     """
 
+    PASSES = frozenset({"__call__", "label_tokens"})
+
     slim: Slimming
-    img_size: tuple[int, int] = (224, 224)
-    in_chans: int = 3
-    num_classes: int = 1000
+    img_size: Pair = (224, 224)
+    in_chans: Count = 3
+    num_classes: Natural = 1000
     distilled: bool = False
-    dtype: Any = "float32"
+    dtype: DType = "float32"
     preprocess: Preprocess = UNNAMED
+
+    def check_all(self) -> None:
+        """Checks the options together, and binds the method to what they make: a clone of another size has its own."""
+        options = self.normalise({name: getattr(self, name) for name in option_kinds.kinds_of(type(self))})
+        self._set(options)
+        if self.slim.geometry != (geometry := self.geometry_of(options)):
+            self._set({"slim": self.slim.bind(geometry)})
 
     @classmethod
     def option(cls, options: dict[str, Any], name: str) -> Any:
@@ -52,25 +77,17 @@ class Backbone(nn.Module, kw_only=True):
     def translate(
         cls, method: str | Slimming | None, options: dict[str, Any]
     ) -> tuple[str | Slimming | None, dict[str, Any]]:
-        """Method and options of `create_model`, other spellings of them put into ours."""
-        return method, options
+        """Method and options of `create_model`, other spellings of them put into ours; a dict of its own."""
+        return method, dict(options)
 
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Keyword options in the form of the fields, checked.
+        """Keyword options in the form of the fields, checked by themselves and together.
 
         Raises:
           SlimError: naming the option, its value and what it may be.
         """
-        options = dict(options)
-        options["img_size"] = pair("img_size", cls.option(options, "img_size"))
-        in_chans, num_classes = cls.option(options, "in_chans"), cls.option(options, "num_classes")
-        if not isinstance(in_chans, int) or in_chans < 1:
-            raise SlimError(f"in_chans={in_chans!r} must be a whole number of at least 1")
-        if not isinstance(num_classes, int) or num_classes < 0:
-            raise SlimError(f"num_classes={num_classes!r} must be a whole number of at least 0; 0 is no head")
-        options["dtype"] = _dtype_name(cls.option(options, "dtype"))
-        return options
+        return option_kinds.check(option_kinds.kinds_of(cls), options)
 
     @classmethod
     def geometry_of(cls, options: dict[str, Any]) -> Geometry:
@@ -164,29 +181,9 @@ class Backbone(nn.Module, kw_only=True):
         raise NotImplementedError
 
 
-def pair(name: str, value: object) -> tuple[int, int]:
-    """(v, v) for a whole number, the tuple itself for a pair of them.
-
-    Raises:
-      SlimError: for anything else, naming the option.
-    """
-    both = (value, value) if isinstance(value, int) else value
-    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(isinstance(v, int) and v > 0 for v in both):
-        raise SlimError(f"{name}={value!r} must be a whole number or (height, width)")
-    return int(both[0]), int(both[1])
-
-
-def check_rates(**rates: float) -> None:
-    """Raises SlimError for a dropout rate outside [0, 1)."""
-    for name, rate in rates.items():
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise SlimError(f"{name}={rate!r} must lie in [0, 1)")
-
-
-def _dtype_name(dtype: Any) -> str:
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    check_choice("dtype", name, ("float32", "bfloat16", "float16"))
-    return name
+def renamed(options: dict[str, Any], release: str, ours: str) -> None:
+    """Moves the value of a release's keyword to our name for it; a SlimError where both are given."""
+    if release in options:
+        if ours in options:
+            raise SlimError(f"{release} and {ours} are the same option; give one of them")
+        options[ours] = options.pop(release)

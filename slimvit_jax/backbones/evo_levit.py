@@ -11,15 +11,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.backbones.base import renamed
 from slimvit_jax.backbones.evo_levit_layers import Evolving, EvoStage, Runs
 from slimvit_jax.backbones.evo_levit_losses import EvoLevitLosses
 from slimvit_jax.backbones.evo_levit_names import from_release, to_release
-from slimvit_jax.backbones.levit import LeViT, stage_values
+from slimvit_jax.backbones.levit import LeViT, per_stage
 from slimvit_jax.backbones.levit_layers import Layer, LevitStem, halved
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import truncated
 from slimvit_jax.layers_conv import NormLinear, stem_flops, stem_layers
 from slimvit_jax.ops import select
+from slimvit_jax.options import Pair, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux
@@ -48,7 +50,7 @@ class EvoLeViT(LeViT, kw_only=True):
       learn_tradeoff: alpha of a layer is the sigmoid of its parameter; False: 0.5.
     """
 
-    prune_ratio: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    prune_ratio: tuple[tuple[Share, ...], tuple[Share, ...]] | None = None
     stage_wise_prune: bool = True
     learn_tradeoff: bool = True
 
@@ -57,13 +59,12 @@ class EvoLeViT(LeViT, kw_only=True):
         cls, method: str | Slimming | None, options: dict[str, Any]
     ) -> tuple[str | Slimming | None, dict[str, Any]]:
         """The release's keywords: "distillation" is `distilled`; "down_ops" and "patch_size" only as released."""
-        options = dict(options)
-        if "distillation" in options:
-            options["distilled"] = bool(options.pop("distillation"))
-        if options.pop("patch_size", 16) != 16:
+        method, options = super().translate(method, options)
+        renamed(options, "distillation", "distilled")
+        if "patch_size" in options and kind_of(Pair).value("patch_size", options.pop("patch_size")) != (16, 16):
             raise SlimError("patch_size: LeViT's stem has stride 16")
-        for op in options.pop("down_ops", ()):
-            if len(op) > 1 and tuple(op[3:]) != (4, 2, 2):
+        for op in kind_of(tuple[tuple[Any, ...], ...]).value("down_ops", options.pop("down_ops", ())):
+            if len(op) > 1 and op[3:] != (4, 2, 2):
                 raise SlimError(f"down_ops: {op} is not the released form ('Subsample', key_dim, heads, 4, 2, 2)")
         dense = method is None or type(method) is Slimming  # what selects is the backbone itself
         return EvoLevitLosses() if dense else method, options
@@ -77,12 +78,8 @@ class EvoLeViT(LeViT, kw_only=True):
         if ratios is None:
             layers = tuple(1.0 if i < 2 else 0.5 for i in range(sum(depths)))
             ratios = (layers, (0.5,) * len(depths))
-        if not isinstance(ratios, (tuple, list)) or len(ratios) != 2:
-            raise SlimError(f"prune_ratio={ratios!r} must be a pair: a ratio per layer, and one per stage")
-        layers = stage_values("prune_ratio[0]", tuple(ratios[0]), sum(depths), whole=False)
-        stages = stage_values("prune_ratio[1]", tuple(ratios[1]), len(depths), whole=False)
-        if max(*layers, *stages) > 1:
-            raise SlimError(f"prune_ratio={ratios!r} must lie in (0, 1]: the share of patches kept")
+        layers = per_stage("prune_ratio[0]", ratios[0], sum(depths))
+        stages = per_stage("prune_ratio[1]", ratios[1], len(depths))
         if layers[0] != 1:
             raise SlimError("prune_ratio: the first layer must be dense (1): there are no scores before it")
         start = 0
@@ -93,7 +90,7 @@ class EvoLeViT(LeViT, kw_only=True):
             if stage == 1 and min(own) < 1:
                 raise SlimError("prune_ratio: a stage that keeps everything (1) has no layers of less than 1")
             start += depth
-        options["prune_ratio"] = (tuple(map(float, layers)), tuple(map(float, stages)))
+        options["prune_ratio"] = (layers, stages)
         return options
 
     @classmethod

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.backbones.base import Backbone, check_rates
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.backbones.levit_layers import Layer, LevitStage, LevitStem, halved
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers_conv import NormLinear, stem_flops, stem_layers
+from slimvit_jax.options import Count, DropRate, Positive, one_or_several
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.tokens import Aux
 
@@ -21,13 +22,15 @@ STRIDE = 16  # of the stem
 DOWN_ATTN_RATIO, DOWN_MLP_RATIO = 4, 2  # of the subsampling layers, fixed in timm
 
 
-def stage_values(name: str, value: Any, stages: int, whole: bool = True) -> tuple[Any, ...]:
-    """One positive value per stage, or one for all; `whole` for ints. Anything else is a SlimError."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * stages
-    fits = lambda v: isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) and v > 0
-    if len(values) != stages or not all(fits(v) for v in values):
-        kind = "whole numbers" if whole else "numbers"
-        raise SlimError(f"{name}={value!r} must be positive {kind}: one, or one for each of the {stages} stages")
+Counts = Annotated[tuple[int, ...], one_or_several(Count)]
+Ratios = Annotated[tuple[float, ...], one_or_several(Positive)]
+
+
+def per_stage(name: str, value: Any, stages: int) -> tuple[Any, ...]:
+    """One value per stage; one number stands for all. A SlimError for another number of them."""
+    values = value if isinstance(value, tuple) else (value,) * stages
+    if len(values) != stages:
+        raise SlimError(f"{name}={value!r} must be one value, or one for each of the {stages} stages")
     return values
 
 
@@ -46,30 +49,26 @@ class LeViT(Backbone, kw_only=True):
       fused: batch norms are folded into the linear layers; inference only, see `fuse`.
     """
 
-    embed_dim: tuple[int, ...] = (256, 384, 512)
-    depth: tuple[int, ...] = (4, 4, 4)
-    num_heads: tuple[int, ...] = (4, 6, 8)
-    key_dim: tuple[int, ...] = (32, 32, 32)
-    attn_ratio: tuple[float, ...] = (2.0, 2.0, 2.0)
-    mlp_ratio: tuple[float, ...] = (2.0, 2.0, 2.0)
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
+    embed_dim: Counts = (256, 384, 512)
+    depth: Counts = (4, 4, 4)
+    num_heads: Counts = (4, 6, 8)
+    key_dim: Counts = (32, 32, 32)
+    attn_ratio: Ratios = (2.0, 2.0, 2.0)
+    mlp_ratio: Ratios = (2.0, 2.0, 2.0)
+    drop_rate: DropRate = 0.0
+    drop_path_rate: DropRate = 0.0
     fused: bool = False
 
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
         options = super().normalise(options)
         widths = cls.option(options, "embed_dim")
-        stages = len(widths) if isinstance(widths, (tuple, list)) else 1
+        stages = len(widths) if isinstance(widths, tuple) else 1
         if not stages:
             raise SlimError("embed_dim=() must have a width for each stage, at least one")
-        for name in ("embed_dim", "depth", "num_heads", "key_dim"):
-            options[name] = stage_values(name, _shared(cls.option(options, name), name in options, stages), stages)
-        for name in ("attn_ratio", "mlp_ratio"):
-            given = _shared(cls.option(options, name), name in options, stages)
-            options[name] = stage_values(name, given, stages, whole=False)
-        check_rates(**{name: cls.option(options, name) for name in ("drop_rate", "drop_path_rate")})
-        for axis, size in zip(("height", "width"), options["img_size"], strict=True):
+        for name in ("embed_dim", "depth", "num_heads", "key_dim", "attn_ratio", "mlp_ratio"):
+            options[name] = per_stage(name, _shared(cls.option(options, name), name in options, stages), stages)
+        for axis, size in zip(("height", "width"), cls.option(options, "img_size"), strict=True):
             if size % STRIDE:
                 raise SlimError(f"image {axis} {size} is not divisible by {STRIDE}, the stride of LeViT's stem")
         if options["embed_dim"][0] % 8:
@@ -82,7 +81,7 @@ class LeViT(Backbone, kw_only=True):
     @classmethod
     def stages_of(cls, options: dict[str, Any]) -> tuple[tuple[Layer, ...], ...]:
         """The sizes of all layers by stage, from normalised options."""
-        get = lambda name: options[name]
+        get = lambda name: cls.option(options, name)
         height, width = get("img_size")
         grid, in_dim, stages = (height // STRIDE, width // STRIDE), get("embed_dim")[0], []
         for i, (dim, depth, heads, key) in enumerate(

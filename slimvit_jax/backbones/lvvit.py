@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
+from slimvit_jax.backbones.base import renamed
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Linear, PatchEmbed, truncated
 from slimvit_jax.layers_conv import ConvStem, StemLayers, stem_flops, stem_layers
 from slimvit_jax.losses import Targets
 from slimvit_jax.ops import boxes
-from slimvit_jax.plan import check_choice
+from slimvit_jax.options import Count, Positive, kind_of
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
@@ -52,26 +53,24 @@ class LVViT(VisionTransformer, kw_only=True):
       skip_lam: divides the residual branches.
       token_labelling: train `aux_head`, with the loss "token_labels".
       mix_token: MixToken in training.
-      stage_blocks: layers per stage of SiT, which method "sit" reads; they must add up to depth. Else unused.
       fused: the batch norms are folded into the convolutions; inference only, see `fuse`.
     """
 
-    mlp_ratio: float = 3.0
+    mlp_ratio: Positive = 3.0
     qkv_bias: bool = False
-    eps: float = 1e-5
-    p_emb: str = "4c"
-    skip_lam: float = 2.0
+    eps: Positive = 1e-5
+    p_emb: Literal["4c", "6c", "none"] = "4c"
+    skip_lam: Positive = 2.0
     token_labelling: bool = False
     mix_token: bool = False
-    stage_blocks: tuple[int, ...] | None = None
     fused: bool = False
 
-    def __post_init__(self) -> None:
+    def check_all(self) -> None:
+        super().check_all()
         if self.token_labelling and self.slim.merges:
             raise SlimError(f"token_labelling=True: method {self.slim.method!r} merges patches, so they have no label")
         if self.slim.needs_teacher:
             self._check_unmixed(f"method {self.slim.method!r} compares")
-        super().__post_init__()
 
     def _check_unmixed(self, who: str) -> None:
         if self.mix_token:
@@ -82,47 +81,40 @@ class LVViT(VisionTransformer, kw_only=True):
         cls, method: str | Slimming | None, options: dict[str, Any]
     ) -> tuple[str | Slimming | None, dict[str, Any]]:
         """The releases' keywords: distillation_type="frd" is method "sit", keeping_ratio its keep_rate; return_dense is
-        `token_labelling`."""
-        options = dict(options)
-        if "return_dense" in options:
-            options["token_labelling"] = bool(options.pop("return_dense"))
-        kind = options.pop("distillation_type", None)
-        check_choice("distillation_type", kind, (None, "none", "frd"))
+        `token_labelling`. stage_blocks is an option of "sit", checked but of no effect without it."""
+        method, options = super().translate(method, options)
+        renamed(options, "return_dense", "token_labelling")
+        renamed(options, "conv_distillation", "distilled")
+        kinds = kind_of(Literal["none", "frd"] | None)
+        kind = kinds.value("distillation_type", options.pop("distillation_type", None))
         if kind == "frd" and method is None:
             method = "sit"
-        ratio = options.pop("keeping_ratio", None)
-        if ratio is not None and method == "sit":
-            options.setdefault("keep_rate", ratio)
-        if "conv_distillation" in options:
-            options["distilled"] = bool(options.pop("conv_distillation"))
+        if method == "sit":
+            renamed(options, "keeping_ratio", "keep_rate")
+            return method, options
+        options.pop("keeping_ratio", None)
+        stages = kind_of(tuple[Count, ...] | None).value("stage_blocks", options.pop("stage_blocks", None))
+        depth = kind_of(Count).value("depth", cls.option(options, "depth"))
+        if stages is not None and sum(stages) != depth:
+            raise SlimError(f"stage_blocks={stages} has {sum(stages)} layers in all; the model has {depth}")
         return method, options
 
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
         options = super().normalise(options)
         get = lambda name: cls.option(options, name)
-        check_choice("p_emb", get("p_emb"), ("4c", "6c", "none"))
         if get("p_emb") != "none":
-            if options["patch_size"] != (STRIDE, STRIDE):
+            if get("patch_size") != (STRIDE, STRIDE):
                 raise SlimError(
-                    f"patch_size={options['patch_size']}: the convolutions of p_emb={get('p_emb')!r} have stride"
+                    f"patch_size={get('patch_size')}: the convolutions of p_emb={get('p_emb')!r} have stride"
                     f" {STRIDE}; patches of another size need p_emb='none'"
                 )
             if get("embed_dim") % 8:
                 raise SlimError(f"embed_dim={get('embed_dim')} must be divisible by 8: the stem begins with an eighth")
         elif get("fused"):
             raise SlimError("fused=True: p_emb='none' has no batch norm to fold")
-        if not get("skip_lam") > 0:
-            raise SlimError(f"skip_lam={get('skip_lam')!r} must be positive: it divides the residual branches")
-        for name in ("token_labelling", "mix_token"):
-            if not isinstance(get(name), bool):
-                raise SlimError(f"{name}={get(name)!r} must be True or False")
         if get("token_labelling") and not get("num_classes"):
             raise SlimError("token_labelling=True: with num_classes=0 there is no head to label with")
-        if get("stage_blocks") is not None:
-            stages = options["stage_blocks"] = tuple(get("stage_blocks"))
-            if sum(stages) != get("depth"):
-                raise SlimError(f"stage_blocks={stages} has {sum(stages)} layers in all; the model has {get('depth')}")
         return options
 
     def setup(self) -> None:

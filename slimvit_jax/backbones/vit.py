@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.backbones.base import Backbone, check_rates, pair
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.encoder import encode
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, RematBlock, truncated
-from slimvit_jax.plan import Geometry, block_flops, check_choice
+from slimvit_jax.options import Count, DropRate, Natural, Pair, Positive
+from slimvit_jax.plan import Geometry, block_flops
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -42,49 +43,41 @@ class VisionTransformer(Backbone, kw_only=True):
       remat: recompute the activations of the blocks in the backward pass to save memory.
     """
 
-    patch_size: tuple[int, int] = (16, 16)
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
+    patch_size: Pair = (16, 16)
+    embed_dim: Count = 768
+    depth: Count = 12
+    num_heads: Count = 12
+    mlp_ratio: Positive = 4.0
     qkv_bias: bool = True
     qk_norm: bool = False
     init_values: float | None = None
     class_token: bool = True
-    reg_tokens: int = 0
+    reg_tokens: Natural = 0
     no_embed_class: bool = False
-    global_pool: str = "token"
+    global_pool: Literal["token", "avg"] = "token"
     fc_norm: bool | None = None
     pre_norm: bool = False
-    drop_rate: float = 0.0
-    pos_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    eps: float = 1e-6
-    attention: str = "auto"
+    drop_rate: DropRate = 0.0
+    pos_drop_rate: DropRate = 0.0
+    proj_drop_rate: DropRate = 0.0
+    drop_path_rate: DropRate = 0.0
+    eps: Positive = 1e-6
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     remat: bool = False
 
     @classmethod
     def normalise(cls, options: dict[str, Any]) -> dict[str, Any]:
         options = super().normalise(options)
-        model = lambda name: cls.option(options, name)
-        options["patch_size"] = pair("patch_size", model("patch_size"))
-        for axis, size, patch in zip(("height", "width"), options["img_size"], options["patch_size"], strict=True):
+        get = lambda name: cls.option(options, name)
+        for axis, size, patch in zip(("height", "width"), get("img_size"), get("patch_size"), strict=True):
             if size % patch:
                 raise SlimError(f"image {axis} {size} is not divisible by the patch size {patch}")
-        for name in ("depth", "num_heads", "embed_dim"):
-            if not isinstance(model(name), int) or model(name) < 1:
-                raise SlimError(f"{name}={model(name)!r} must be a whole number of at least 1")
-        if model("embed_dim") % model("num_heads"):
-            raise SlimError(f"embed_dim={model('embed_dim')} is not divisible by num_heads={model('num_heads')}")
-        rates = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "drop_path_rate")
-        check_rates(**{name: model(name) for name in rates})
-        check_choice("global_pool", model("global_pool"), ("token", "avg"))
-        check_choice("attention", model("attention"), ("auto", "xla", "cudnn"))
-        if not model("class_token") and (model("global_pool") == "token" or model("distilled")):
+        if get("embed_dim") % get("num_heads"):
+            raise SlimError(f"embed_dim={get('embed_dim')} is not divisible by num_heads={get('num_heads')}")
+        if get("embed_dim") * get("mlp_ratio") < 1:
+            raise SlimError(f"mlp_ratio={get('mlp_ratio')} of embed_dim={get('embed_dim')} leaves no hidden channel")
+        if not get("class_token") and (get("global_pool") == "token" or get("distilled")):
             raise SlimError("class_token=False needs global_pool='avg' and a model without distillation token")
-        if model("reg_tokens") < 0:
-            raise SlimError(f"reg_tokens={model('reg_tokens')} must not be < 0")
         return options
 
     @classmethod

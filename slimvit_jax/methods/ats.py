@@ -13,7 +13,7 @@ from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster
 from slimvit_jax.ops.squeeze import squeeze_flops
-from slimvit_jax.plan import Plan, absolute_counts, check_keep_rate
+from slimvit_jax.plan import Plan
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
@@ -59,9 +59,8 @@ class ATS(Dropping, Located, kw_only=True):
     @property
     def points(self) -> dict[int, np.ndarray]:
         """Location to the quantiles drawn there."""
-        rates = check_keep_rate(self.keep_rate, self.locations)
-        most = absolute_counts(self.bound.num_patches, rates)
-        return {layer: cluster.quantiles(m + 1) for layer, m in zip(self.locations, most, strict=True)}
+        most = zip(self.locations, self.counts, strict=True)
+        return {layer: cluster.quantiles(m + 1) for layer, m in most}
 
     @property
     def plan(self) -> Plan:

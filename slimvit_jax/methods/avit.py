@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
-from slimvit_jax.plan import Geometry, Plan, check_budgets, check_choice
+from slimvit_jax.options import Count, Positive, Range
+from slimvit_jax.plan import Geometry, Plan, check_budgets
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
@@ -97,30 +98,24 @@ class AViT(Slimming, kw_only=True):
     Attributes:
       gate_scale, gate_center: of the halting score.
       budgets: patches computed per layer, n_1..n_T, at inference.
-      eps: a token halts when its scores exceed 1 - eps.
+      halting_eps: eps above; a token halts when its scores exceed 1 - eps.
       prior_center: 0-based layer at the centre of the prior; None: 8 of 12 layers, in proportion for other depths.
       layer_score: "official" or "all", see `layer_scores`.
     """
 
     method = "avit"
+    trains_on_all = True
     keep_all_is_dense: ClassVar[bool] = False  # full budgets still halt; a large gate_center is what makes it dense
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "ponder": 5e-4, "distribution_prior": 1e-3}
 
-    gate_scale: float = 10.0
+    gate_scale: Positive = 10.0
     gate_center: float = 30.0
-    budgets: tuple[int, ...] | None = None
-    eps: float = 0.01
-    prior_center: int | None = None
-    layer_score: str = "official"
+    budgets: tuple[Count, ...] | None = None
+    halting_eps: Annotated[float, Range(above=0, below=1)] = 0.01
+    prior_center: Count | None = None
+    layer_score: Literal["official", "all"] = "official"
 
     def check_options(self) -> None:
-        for option in ("gate_scale", "gate_center", "eps"):
-            value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise SlimError(f"{option}={value!r} must be a finite number")
-        if self.gate_scale <= 0 or not 0 < self.eps < 1:
-            raise SlimError(f"gate_scale={self.gate_scale} must be positive and eps={self.eps} lie in (0, 1)")
-        check_choice("layer_score", self.layer_score, ("official", "all"))
         if self.budgets is not None:
             check_budgets(self.budgets)
 
@@ -128,8 +123,8 @@ class AViT(Slimming, kw_only=True):
         super().check_geometry(geometry)
         if self.budgets is not None:
             check_budgets(self.budgets, geometry)
-        if self.prior_center is not None and self.prior_center not in range(1, geometry.depth + 1):
-            raise SlimError(f"prior_center={self.prior_center!r} must be a whole number in 1..{geometry.depth}")
+        if self.prior_center is not None and self.prior_center > geometry.depth:
+            raise SlimError(f"prior_center={self.prior_center} must be a whole number in 1..{geometry.depth}")
 
     @property
     def centre(self) -> int:
@@ -138,11 +133,7 @@ class AViT(Slimming, kw_only=True):
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.budgets, self.budgets) if self.budgets is not None else self.train_plan
-
-    @property
-    def train_plan(self) -> Plan:
-        return Plan.full(self.bound.num_patches, self.bound.depth)
+        return super().plan if self.budgets is None else Plan(self.budgets, self.budgets)
 
     def extra_flops(self) -> dict[int, int]:
         sizes = enumerate(self.plan.attention, start=1)
@@ -169,8 +160,8 @@ class AViT(Slimming, kw_only=True):
         tokens = tokens.tap("halting_scores", gate).tap("active_masks", active)
         gate = jnp.ones_like(gate) if layer == self.bound.depth else gate
         total = state["halted"] + gate
-        stops = active * (total > 1.0 - self.eps)
-        goes_on = (total < 1.0 - self.eps).astype(jnp.float32)
+        stops = active * (total > 1.0 - self.halting_eps)
+        goes_on = (total < 1.0 - self.halting_eps).astype(jnp.float32)
         weight = stops * state["remainder"] + goes_on * gate
         return tokens.remember(
             halted=total,
@@ -207,7 +198,7 @@ class AViT(Slimming, kw_only=True):
 
     def _active(self, tokens: Tokens) -> Array:
         """(B, P + n) float32, 1 for the tokens still computed."""
-        return (tokens.memory["halted"] < 1.0 - self.eps).astype(jnp.float32)
+        return (tokens.memory["halted"] < 1.0 - self.halting_eps).astype(jnp.float32)
 
     def _cut(self, tokens: Tokens, left: int) -> Tokens:
         """Only the `left` patches with most left to say; what the others have added up is parked until the end."""
@@ -217,7 +208,7 @@ class AViT(Slimming, kw_only=True):
         patches = {name: select.gather(state[name][:, prefix:], order) for name in names}
         gone = {name: value[:, left:] for name, value in patches.items()}
         # A running patch that is cut halts in the layer it has just left: the rest of its weight goes to that state.
-        rest = gone["remainder"] * (gone["halted"] < 1.0 - self.eps)
+        rest = gone["remainder"] * (gone["halted"] < 1.0 - self.halting_eps)
         states = select.gather(tokens.patches, order[:, left:]).astype(jnp.float32)
         gone = {"rho": gone["rho"] + rest, "counter": gone["counter"], "out": gone["out"] + rest[..., None] * states}
         origin = select.gather(tokens.origin, order[:, left:])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 
 from slimvit_jax.methods.located import Located
-from slimvit_jax.plan import Plan, absolute_counts, check_keep_rate
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -19,20 +18,13 @@ class Clustering(Located, kw_only=True):
       locations: 1-based layers in front of which this happens.
     """
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Patch tokens left at every location."""
-        return absolute_counts(self.bound.num_patches, check_keep_rate(self.keep_rate, self.locations))
+    where = "before"
 
     @property
     def before_and_after(self) -> dict[int, tuple[int, int]]:
         """Location to (patch tokens before, patch tokens after)."""
         counts = self.counts
         return dict(zip(self.locations, zip((self.bound.num_patches, *counts), counts, strict=False), strict=True))
-
-    @property
-    def plan(self) -> Plan:
-        return Plan.drop(self.bound, self.locations, self.counts, "before")
 
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer not in self.locations:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from slimvit_jax.layers import Linear
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster, select
+from slimvit_jax.options import Count
 from slimvit_jax.plan import Geometry
 from slimvit_jax.tokens import Tokens
 
@@ -58,15 +57,8 @@ class DPCKNN(Clustering, kw_only=True):
     method = "dpcknn"
     merges = True
 
-    k_neighbors: int = 5
+    k_neighbors: Count = 5
     equal_weight: bool = False
-
-    def check_options(self) -> None:
-        super().check_options()
-        if isinstance(self.k_neighbors, bool) or not isinstance(self.k_neighbors, Integral) or self.k_neighbors < 1:
-            raise SlimError(f"k_neighbors={self.k_neighbors!r} must be a whole number of at least 1")
-        if not isinstance(self.equal_weight, bool):
-            raise SlimError(f"equal_weight={self.equal_weight!r} must be True or False")
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)

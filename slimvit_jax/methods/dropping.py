@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from typing import Literal
 
 import jax
 
-from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
 from slimvit_jax.ops import squeeze as squeezing
+from slimvit_jax.options import Positive
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
 
@@ -33,19 +33,8 @@ class Dropping(Slimming, kw_only=True):
       squeeze_temperature: of squeeze=True.
     """
 
-    squeeze: bool | str = False
-    squeeze_temperature: float = 1.0
-
-    def check_options(self) -> None:
-        super().check_options()
-        if self.squeeze != "mean" and not isinstance(self.squeeze, bool):
-            raise SlimError(
-                f"squeeze={self.squeeze!r} must be False (dropped patches vanish), True (TPS's exponential weights)"
-                " or 'mean' (weighted by size)"
-            )
-        temperature = self.squeeze_temperature
-        if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
-            raise SlimError(f"squeeze_temperature={temperature!r} must be a positive number")
+    squeeze: bool | Literal["mean"] = False
+    squeeze_temperature: Positive = 1.0
 
     def drop(self, tokens: Tokens, left: int, scores: Array | None = None) -> Tokens:
         """The `left` patches of highest score in descending order; without scores the first `left`, as they are held.

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
-from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
+from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import elementwise, select
-from slimvit_jax.plan import Plan, check_choice, check_locations
+from slimvit_jax.options import Positive, Share
+from slimvit_jax.plan import Schedule
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -89,6 +89,8 @@ class DynamicViT(Dropping, Located, kw_only=True):
 
     method = "dynamicvit"
     in_place_of_keep_rate = ("token_ratio",)
+    where = "before"
+    trains_on_all = True
     needs_teacher = True
     loss_weights: ClassVar[Mapping[str, float]] = {
         "classification": 1.0,
@@ -97,35 +99,15 @@ class DynamicViT(Dropping, Located, kw_only=True):
         "token_distillation": 0.5,
     }
 
-    token_ratio: tuple[float, ...] | None = None
+    token_ratio: tuple[Share, ...] | None = None
     gumbel: bool = True
-    temperature: float = 1.0
-    token_loss: str = "mse"
+    temperature: Positive = 1.0
+    token_loss: Literal["mse", "kl"] = "mse"
     dynamic: bool = False
 
-    def check_options(self) -> None:
-        super().check_options()
-        cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
-        check_choice("token_loss", self.token_loss, ("mse", "kl"))
-        if not self.temperature > 0:
-            raise SlimError(f"temperature={self.temperature!r} must be positive")
-        for option in ("gumbel", "dynamic"):
-            if not isinstance(getattr(self, option), bool):
-                raise SlimError(f"{option}={getattr(self, option)!r} must be True or False")
-
     @property
-    def ratios(self) -> tuple[float, ...]:
-        """rho_k, the share of the original patches left at each location."""
-        return cumulative_shares(self.keep_rate, self.token_ratio, self.locations)
-
-    @property
-    def plan(self) -> Plan:
-        counts = counts_of_the_grid(self.bound.num_patches, self.keep_rate, self.token_ratio, self.locations)
-        return Plan.drop(self.bound, self.locations, counts, "before")
-
-    @property
-    def train_plan(self) -> Plan:
-        return Plan.full(self.bound.num_patches, self.bound.depth)
+    def schedule(self) -> Schedule:
+        return Schedule(self.keep_rate, self.locations, self.where, self.of, self.token_ratio)
 
     def _count_before(self, layer: int) -> int:
         return self.plan.mlp[layer - 2] if layer > 1 else self.bound.num_patches
@@ -185,7 +167,7 @@ class DynamicViT(Dropping, Located, kw_only=True):
         decisions = aux.taps["decisions"]
         losses = {
             "classification": loss_functions.classification(logits, aux.taps, targets),
-            "ratio": loss_functions.keep_ratio(decisions, self.ratios, not self.dynamic, targets.mask),
+            "ratio": loss_functions.keep_ratio(decisions, self.schedule.shares, not self.dynamic, targets.mask),
         }
         if targets.teacher is None:
             return losses

@@ -49,8 +49,6 @@ class EViT(Dropping, Located, kw_only=True):
 
     def check_options(self) -> None:
         super().check_options()
-        if self.fuse_token is not None and not isinstance(self.fuse_token, bool):
-            raise SlimError(f"fuse_token={self.fuse_token!r} must be True, False, or None: True without squeeze")
         if self.fuse_token and self.squeeze:
             raise SlimError(
                 f"fuse_token=True and squeeze={self.squeeze!r}: the dropped patches go into one more token or into the"
@@ -66,7 +64,7 @@ class EViT(Dropping, Located, kw_only=True):
     def kept(self) -> dict[int, tuple[int, int]]:
         """Layer to (tokens before, of these kept), for the layers that drop something; the fused token not counted."""
         drops, n = {}, self.bound.num_patches
-        for layer, rate in zip(self.locations, check_keep_rate(self.keep_rate, self.locations), strict=True):
+        for layer, rate in zip(self.locations, self.schedule.rates, strict=True):
             left = math.ceil(rate * n)
             if left < n:
                 drops[layer] = (n, left)

@@ -13,17 +13,19 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods import evo_names
+from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
 from slimvit_jax.ops.evolution import evolve, representative_token
-from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations
-from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.options import Fraction, Share
+from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
 
 
-class Evo(Slimming, kw_only=True):
+class Evo(Located, kw_only=True):
     """Patches are ranked by a running class attention and re-selected at each stage; none is lost.
 
         a_1 = sum over heads of the class token's attention to the patches;  a_k = (1 - alpha) a_{k-1} + alpha * new
@@ -64,26 +66,19 @@ class Evo(Slimming, kw_only=True):
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "class_token": 1.0}
     training_only = (r"slim/(norm|head)_cls/.*",)
 
-    keep_rate: float | tuple[float, ...] = 0.5
+    keep_rate: Share | tuple[Share, ...] = 0.5
     locations: tuple[int, ...] = (5, 9)
     representative: bool = True
-    tradeoff: float | tuple[float, ...] = 0.5
+    tradeoff: Fraction | tuple[Fraction, ...] = 0.5
     stage_wise: bool = True
 
     def check_options(self) -> None:
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        super().check_options()
         if self.locations[0] < 2:
             raise SlimError(f"locations={self.locations}: layer 1 comes before any class attention to rank by")
-        given = self.tradeoff if isinstance(self.tradeoff, tuple) else (self.tradeoff,)
-        if any(isinstance(a, bool) or not isinstance(a, (int, float)) or not 0 <= a <= 1 for a in given):
-            raise SlimError(f"tradeoff={self.tradeoff!r} must lie in [0, 1]: a number or one per layer")
-        for option in ("representative", "stage_wise"):
-            if not isinstance(getattr(self, option), bool):
-                raise SlimError(f"{option}={getattr(self, option)!r} must be True or False")
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
         if isinstance(self.tradeoff, tuple) and len(self.tradeoff) != geometry.depth:
             raise SlimError(f"tradeoff={self.tradeoff} has {len(self.tradeoff)} values for {geometry.depth} layers")
 
@@ -91,7 +86,7 @@ class Evo(Slimming, kw_only=True):
     def kept(self) -> dict[int, int]:
         """1-based layer -> patches kept, for every layer that patches are ranked in front of."""
         bound, counts, n = self.bound, {}, self.bound.num_patches
-        rates = dict(zip(self.locations, check_keep_rate(self.keep_rate, self.locations), strict=True))
+        rates = dict(zip(self.locations, self.schedule.rates, strict=True))
         for layer in range(self.locations[0], bound.depth + 1):
             n = max(1, int(bound.num_patches * rates[layer])) if layer in rates else n
             if (layer in rates or not self.stage_wise) and n < bound.num_patches:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,8 @@ from slimvit_jax.layers import LayerNorm, truncated
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.ranking import ranking
-from slimvit_jax.plan import Geometry, Plan, check_keep_rate, check_locations, shrinking_counts
+from slimvit_jax.options import Count, NotNegative, Range, Share
+from slimvit_jax.plan import Geometry, Plan, Schedule, check_locations
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -129,28 +131,30 @@ class IARED2(Dropping, kw_only=True):
     """
 
     method = "ia_red2"
+    trains_on_all = True
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "policy": 1.0, "entropy": 0.01}
 
-    keep_rate: float | tuple[float, ...] = 0.7
+    keep_rate: Share | tuple[Share, ...] = 0.7
     locations: tuple[int, ...] | None = None
-    active_groups: int | None = None
-    tau: float = 1.0
-    initial_keep: float = 0.9
+    active_groups: Count | None = None
+    tau: NotNegative = 1.0
+    initial_keep: Annotated[float, Range(above=0, below=1)] = 0.9
 
     def check_options(self) -> None:
         super().check_options()
-        check_keep_rate(self.keep_rate, None if self.locations is None else check_locations(self.locations))
-        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or self.tau < 0:
-            raise SlimError(f"tau={self.tau!r} must be a number of at least 0")
-        if not isinstance(self.initial_keep, float) or not 0 < self.initial_keep < 1:
-            raise SlimError(f"initial_keep={self.initial_keep!r} must lie strictly between 0 and 1")
+        if self.locations is not None:
+            Schedule(self.keep_rate, self.locations)
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
-        places = self.places if self.locations is None else self.locations
-        check_keep_rate(self.keep_rate, check_locations(places, geometry.depth))
-        if self.active_groups is not None and self.active_groups not in range(1, len(places) + 1):
-            raise SlimError(f"active_groups={self.active_groups!r} must be a whole number in 1..{len(places)}")
+        self.schedule.plan(geometry)
+        if self.active_groups is not None and self.active_groups > len(self.places):
+            raise SlimError(f"active_groups={self.active_groups} must be a whole number in 1..{len(self.places)}")
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is left where, with all groups."""
+        return Schedule(self.keep_rate, self.places, "before", "left")
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -167,12 +171,8 @@ class IARED2(Dropping, kw_only=True):
 
     @property
     def plan(self) -> Plan:
-        rates = check_keep_rate(self.keep_rate, self.places)[: self.active_groups]
-        return Plan.drop(self.bound, self.dropping, shrinking_counts(self.bound.num_patches, rates), "before")
-
-    @property
-    def train_plan(self) -> Plan:
-        return Plan.full(self.bound.num_patches, self.bound.depth)
+        rates = self.schedule.rates[: self.active_groups]
+        return dataclasses.replace(self.schedule, keep_rate=rates, locations=self.dropping).plan(self.bound)
 
     def extra_flops(self) -> dict[int, int]:
         dim, costs, n = self.bound.dim, {}, self.bound.num_patches

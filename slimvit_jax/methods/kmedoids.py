@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from slimvit_jax.errors import SlimError
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.methods.ranking import ranking
-from slimvit_jax.methods.sinkhorn import check_rounds
 from slimvit_jax.ops import cluster, select
+from slimvit_jax.options import Count
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
@@ -48,14 +48,11 @@ class KMedoids(Clustering, kw_only=True):
 
     method = "kmedoids"
 
-    cluster_iters: int = 3
+    cluster_iters: Count = 3
     equal_weight: bool = False
 
     def check_options(self) -> None:
         super().check_options()
-        check_rounds(self.cluster_iters)
-        if not isinstance(self.equal_weight, bool):
-            raise SlimError(f"equal_weight={self.equal_weight!r} must be True or False")
         if self.locations[0] == 1 and not self.equal_weight:
             raise SlimError(
                 f"locations={self.locations}: tokens are weighed by the attention of the layer before, and layer 1 has"

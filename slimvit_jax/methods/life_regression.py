@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,16 +13,10 @@ import numpy as np
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.dropping import Dropping
+from slimvit_jax.methods.located import Located
 from slimvit_jax.ops import coverage, life, select
-from slimvit_jax.plan import (
-    Geometry,
-    Plan,
-    check_budgets,
-    check_choice,
-    check_keep_rate,
-    check_locations,
-    shrinking_counts,
-)
+from slimvit_jax.options import Count, Positive, Share
+from slimvit_jax.plan import Geometry, Plan, Schedule, check_budgets
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
@@ -62,7 +56,7 @@ class LifePredictor(nn.Module):
         return life.bilinear_scores(norm(anchor)[:, 0], norm(patches), weight)
 
 
-class LifeRegression(Dropping, kw_only=True):
+class LifeRegression(Dropping, Located, kw_only=True):
     """Patches are sorted once by their predicted life; every later reduction is a prefix slice.
 
     "At layer t" means after layer t has run: with locations (4, 7, 10) and keep rate r, layers 1-4 compute N patches,
@@ -88,7 +82,7 @@ class LifeRegression(Dropping, kw_only=True):
         (straight-through), so that training sees what will be computed. Not in the paper.
       sampled_rates: training draws the keep rate of every image anew from these, in place of keep_rate. Not in the
         paper.
-      eps: of the predictor's layer norm.
+      predictor_eps: of the predictor's layer norm.
       lives: "learned", the paper's predictor; "coverage", from the rank in farthest-point order, without any parameter;
         "both", their sum. The last two are not in the paper.
       squeeze, squeeze_temperature: what becomes of the dead, see `Dropping`. Not in the paper.
@@ -96,44 +90,37 @@ class LifeRegression(Dropping, kw_only=True):
 
     method = "life_regression"
     in_place_of_keep_rate = ("budgets",)
+    where = "after"
+    of = "left"
+    trains_on_all = True
 
-    keep_rate: float | tuple[float, ...] = 0.7
-    locations: tuple[int, ...] = (4, 7, 10)
-    temperature: float = 1.5
-    t_base: int | None = None
-    budgets: tuple[int, ...] | None = None
-    predictor_init: str = "normal"
+    temperature: Positive = 1.5
+    t_base: Count | None = None
+    budgets: tuple[Count, ...] | None = None
+    predictor_init: Literal["normal", "identity", "negative_identity"] = "normal"
     predictor_scale: float | None = None
     literal_class_weight: bool = False
     stop_gradient: bool = False
     hard: bool = False
-    sampled_rates: tuple[float, ...] = ()
-    eps: float = 1e-6
-    lives: str = "learned"
+    sampled_rates: tuple[Share, ...] = ()
+    predictor_eps: Positive = 1e-6
+    lives: Literal["learned", "coverage", "both"] = "learned"
 
     def check_options(self) -> None:
         super().check_options()
-        check_choice("lives", self.lives, ("learned", "coverage", "both"))
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
-        for rate in self.sampled_rates:
-            check_keep_rate(rate, self.locations)
         if self.sampled_rates and self.budgets is not None:
             raise SlimError(
                 f"sampled_rates={self.sampled_rates!r} are keep rates at `locations`; budgets fix the counts"
             )
-        check_choice("predictor_init", self.predictor_init, ("normal", "identity", "negative_identity"))
-        if not self.temperature > 0:
-            raise SlimError(f"temperature={self.temperature!r} must be positive")
         if self.budgets is not None:
             check_budgets(self.budgets)
 
     def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
         if self.budgets is not None:
             check_budgets(self.budgets, geometry)
         else:
-            check_locations(self.locations, geometry.depth)
-        if not isinstance(self.base, int) or not 1 <= self.base <= geometry.depth:
+            super().check_geometry(geometry)
+        if self.base > geometry.depth:
             raise SlimError(f"t_base={self.t_base!r} must lie in 1..{geometry.depth}")
         if min(self.counts[: self.base]) < geometry.num_patches:
             raise SlimError(
@@ -147,8 +134,7 @@ class LifeRegression(Dropping, kw_only=True):
         return self.budgets if self.budgets is not None else self._counts_at(self.keep_rate)
 
     def _counts_at(self, keep_rate: float | tuple[float, ...]) -> tuple[int, ...]:
-        left = shrinking_counts(self.bound.num_patches, check_keep_rate(keep_rate, self.locations))
-        return Plan.drop(self.bound, self.locations, left, "after").attention
+        return Schedule(keep_rate, self.locations, self.where, self.of).plan(self.bound).attention
 
     @property
     def base(self) -> int:
@@ -166,9 +152,7 @@ class LifeRegression(Dropping, kw_only=True):
 
     @property
     def train_plan(self) -> Plan:
-        if self._really_drops(train=True):
-            return self.plan
-        return Plan.full(self.bound.num_patches, self.bound.depth)
+        return self.plan if self._really_drops(train=True) else super().train_plan
 
     def extra_flops(self) -> dict[int, int]:
         dim, n, cost = self.bound.dim, self.bound.num_patches, 0
@@ -182,7 +166,7 @@ class LifeRegression(Dropping, kw_only=True):
         if self.lives != "coverage":
             default = 0.02 if self.lives == "learned" else 0.0
             scale = default if self.predictor_scale is None else self.predictor_scale
-            self.life_predictor = LifePredictor(self.eps, self.predictor_init, scale)
+            self.life_predictor = LifePredictor(self.predictor_eps, self.predictor_init, scale)
 
     def _really_drops(self, train: bool) -> bool:
         """Masks are for what learns: an order without parameters needs none, unless budgets differ between images."""

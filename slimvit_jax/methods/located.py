@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from slimvit_jax.plan import Geometry, check_keep_rate, check_locations
+from typing import ClassVar
+
+from slimvit_jax.options import Share
+from slimvit_jax.plan import Geometry, Plan, Schedule
 from slimvit_jax.slimming import Slimming
 
 
@@ -14,12 +17,31 @@ class Located(Slimming, kw_only=True):
       locations: 1-based layers, ascending.
     """
 
-    keep_rate: float | tuple[float, ...] = 0.7
+    #: See `Schedule`.
+    where: ClassVar[str] = "inside"
+    of: ClassVar[str] = "grid"
+
+    keep_rate: Share | tuple[Share, ...] = 0.7
     locations: tuple[int, ...] = (4, 7, 10)
 
+    @property
+    def schedule(self) -> Schedule:
+        """What is left where."""
+        return Schedule(self.keep_rate, self.locations, self.where, self.of)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patch tokens left at every location."""
+        return self.schedule.counts(self.bound.num_patches)
+
+    @property
+    def plan(self) -> Plan:
+        return self.schedule.plan(self.bound)
+
     def check_options(self) -> None:
-        check_keep_rate(self.keep_rate, check_locations(self.locations))
+        super().check_options()
+        _ = self.schedule  # raises
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
-        check_locations(self.locations, geometry.depth)
+        self.schedule.plan(geometry)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.clustering import Clustering
+from slimvit_jax.options import Positive
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -52,20 +53,20 @@ class PatchMerger(Clustering, kw_only=True):
     Attributes:
       keep_rate: share left at each location of what the location before left; a float or one per location.
       locations: 1-based layers in front of which tokens are merged.
-      eps: of the norm.
+      merger_eps: of the norm.
     """
 
     method = "patchmerger"
     merges = True
     keep_all_is_dense: ClassVar[bool] = False
 
-    eps: float = 1e-5
+    merger_eps: Positive = 1e-5
 
     def extra_flops(self) -> dict[int, int]:
         return {layer: 2 * n * m * self.bound.dim for layer, (n, m) in self.before_and_after.items()}
 
     def setup(self) -> None:
-        self.cluster_layers = [MergeLayer(m, self.eps) for m in self.counts]
+        self.cluster_layers = [MergeLayer(m, self.merger_eps) for m in self.counts]
 
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
         merged, assignment = self.cluster_layers[stage](tokens.patches)

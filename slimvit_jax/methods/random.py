@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.errors import SlimError
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.plan import Plan, check_keep_rate, shrinking_counts
+from slimvit_jax.options import Seed
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -35,19 +32,10 @@ class Random(Dropping, Located, kw_only=True):
     """
 
     method = "random"
+    where = "after"
+    of = "left"
 
-    seed: int = 0
-
-    def check_options(self) -> None:
-        super().check_options()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
-            raise SlimError(f"seed={self.seed!r} must be a whole number of at least 0")
-
-    @property
-    def plan(self) -> Plan:
-        rates = check_keep_rate(self.keep_rate, self.locations)
-        counts = shrinking_counts(self.bound.num_patches, rates)
-        return Plan.drop(self.bound, self.locations, counts, "after")
+    seed: Seed = 0
 
     def extra_flops(self) -> dict[int, int]:
         return self.with_squeeze_flops({})

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.errors import SlimError
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.ops import cluster, select
+from slimvit_jax.options import Count, Positive
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -77,15 +76,8 @@ class Sinkhorn(Clustering, kw_only=True):
     merges = True
     keep_all_is_dense: ClassVar[bool] = False
 
-    sinkhorn_eps: float = 1.0
-    cluster_iters: int = 3
-
-    def check_options(self) -> None:
-        super().check_options()
-        check_rounds(self.cluster_iters)
-        eps = self.sinkhorn_eps
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
-            raise SlimError(f"sinkhorn_eps={eps!r} must be a positive number")
+    sinkhorn_eps: Positive = 1.0
+    cluster_iters: Count = 3
 
     def extra_flops(self) -> dict[int, int]:
         return {layer: 2 * n * m * self.bound.dim for layer, (n, m) in self.before_and_after.items()}
@@ -96,9 +88,3 @@ class Sinkhorn(Clustering, kw_only=True):
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
         merged, assignment = self.cluster_layers[stage](tokens.patches)
         return tokens.with_patches(merged).tap("assignment", assignment)
-
-
-def check_rounds(value: object) -> None:
-    """Raises SlimError unless `cluster_iters` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise SlimError(f"cluster_iters={value!r} must be a whole number of at least 1")

@@ -14,9 +14,10 @@ from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import LayerNorm, Linear, Mlp
 from slimvit_jax.losses import Targets
+from slimvit_jax.methods.located import Located
 from slimvit_jax.ops import elementwise
-from slimvit_jax.plan import Geometry, Plan, absolute_counts, check_keep_rate, check_locations
-from slimvit_jax.slimming import Slimming
+from slimvit_jax.options import Count, Share
+from slimvit_jax.plan import Geometry, Schedule
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -92,7 +93,7 @@ class TokenRecovery(nn.Module):
         return x + self.mlp2(self.norm2(x), False)
 
 
-class SiT(Slimming, kw_only=True):
+class SiT(Located, kw_only=True):
     """Patches are merged by learned weights at the end of a stage; training asks them to be recoverable.
 
         TSM:   A = softmax over the n tokens of scale * (GELU(LN(x) W1) W2),  tokens' = A^T x,  n' = int(N r^stage)
@@ -136,26 +137,23 @@ class SiT(Slimming, kw_only=True):
     parameter_rates: ClassVar[Mapping[str, float]] = {r"slim/rtsm_\d+/.*": 5.0}
     training_only = (r"slim/rtsm_\d+/.*",)
 
-    keep_rate: float | tuple[float, ...] = 0.5
-    locations: tuple[int, ...] = (4, 7, 10)
-    stage_blocks: tuple[int, ...] | None = None
+    where = "after"
+
+    keep_rate: Share | tuple[Share, ...] = 0.5
+    stage_blocks: tuple[Count, ...] | None = None
 
     def check_options(self) -> None:
-        stages = self.stage_blocks
-        if stages is not None:
-            whole = isinstance(stages, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in stages)
-            if not whole or len(stages) < 2 or min(stages) < 1:
-                raise SlimError(f"stage_blocks={stages!r} must hold two or more positive numbers of layers")
-        check_keep_rate(self.keep_rate, check_locations(self.places))
+        if self.stage_blocks is not None and len(self.stage_blocks) < 2:
+            raise SlimError(f"stage_blocks={self.stage_blocks!r} must hold two or more numbers of layers")
+        super().check_options()
 
     def check_geometry(self, geometry: Geometry) -> None:
-        super().check_geometry(geometry)
         if self.stage_blocks is not None and sum(self.stage_blocks) != geometry.depth:
             raise SlimError(
                 f"stage_blocks={self.stage_blocks} has {sum(self.stage_blocks)} layers in all; the model has"
                 f" {geometry.depth}"
             )
-        check_locations(self.places, geometry.depth)
+        super().check_geometry(geometry)
 
     def check_teacher(self, teacher: Geometry) -> None:
         ours, theirs = ((g.depth, g.dim, g.grid) for g in (self.bound, teacher))
@@ -171,13 +169,8 @@ class SiT(Slimming, kw_only=True):
         return self.locations if self.stage_blocks is None else tuple(accumulate(self.stage_blocks[:-1]))
 
     @property
-    def counts(self) -> tuple[int, ...]:
-        """Tokens left after each location."""
-        return absolute_counts(self.bound.num_patches, check_keep_rate(self.keep_rate, self.places))
-
-    @property
-    def plan(self) -> Plan:
-        return Plan.drop(self.bound, self.places, self.counts, "after")
+    def schedule(self) -> Schedule:
+        return Schedule(self.keep_rate, self.places, self.where)
 
     def extra_flops(self) -> dict[int, int]:
         half, dim, costs, n = self.bound.dim // 2, self.bound.dim, {}, self.bound.num_patches

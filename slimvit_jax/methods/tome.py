@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import merge
-from slimvit_jax.plan import Geometry, Plan, check_keep_rate
+from slimvit_jax.options import Kind, Natural, Range, Share, kind_of
+from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe, Slimming
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
+
+
+def _is_inflected(r: object) -> bool:
+    return isinstance(r, (tuple, list)) and len(r) == 2 and isinstance(r[1], Real) and not isinstance(r[1], Integral)
+
+
+def _read_r(r: Any) -> int | tuple[float, ...]:
+    """Official: a list is per layer, a tuple of two is (r, inflect). Configs and JSON blur that; a float does not."""
+    whole = kind_of(tuple[Natural, ...])
+    if not isinstance(r, (tuple, list)):
+        return whole.read((r,))[0]
+    if len(r) == 2 and (isinstance(r, tuple) or _is_inflected(r)):
+        return kind_of(tuple[Natural, Annotated[float, Range(least=-1, most=1)]]).read(r)
+    if not r:
+        raise ValueError(r)
+    return whole.read(r) + (0,) * (len(r) == 2)
+
+
+R = Annotated[
+    int | tuple[float, ...],
+    Kind(
+        "be a whole number of at least 0, (r, inflect) with a float inflect in [-1, 1], or one whole number per layer",
+        _read_r,
+    ),
+]
 
 
 class ToMe(Slimming, kw_only=True):
@@ -46,31 +72,10 @@ class ToMe(Slimming, kw_only=True):
     method = "tome"
     merges = True
 
-    r: int | tuple[float, ...] = 8
-    keep_rate: float | None = None
+    r: R = 8
+    keep_rate: Share | None = None
     prop_attn: bool = True
     track_source: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "r", _unambiguous(self.r))
-        super().__post_init__()
-
-    def check_options(self) -> None:
-        values: tuple[Any, ...] = self.r if isinstance(self.r, tuple) else (self.r,)
-        inflect = _is_inflected(self.r)
-        if inflect and not -1 <= values[1] <= 1:
-            raise SlimError(f"r={self.r!r}: the inflection must lie in [-1, 1]")
-        counts = values[:1] if inflect else values
-        if not counts or any(isinstance(v, bool) or not isinstance(v, Integral) or v < 0 for v in counts):
-            raise SlimError(
-                f"r={self.r!r} must be a whole number of at least 0, (r, inflect) with a float inflect,"
-                " or one whole number per layer"
-            )
-        if self.keep_rate is not None:
-            check_keep_rate(self.keep_rate, (0,))
-        for option in ("prop_attn", "track_source"):
-            if not isinstance(getattr(self, option), bool):
-                raise SlimError(f"{option}={getattr(self, option)!r} must be True or False")
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
@@ -86,8 +91,7 @@ class ToMe(Slimming, kw_only=True):
     def _wanted(self, geometry: Geometry) -> tuple[int, ...]:
         """r of every layer, not yet clamped."""
         if self.keep_rate is not None:
-            rate = check_keep_rate(self.keep_rate, (0,))[0]
-            return (_nearest_r(geometry, rate),) * geometry.depth
+            return (_nearest_r(geometry, self.keep_rate),) * geometry.depth
         return per_layer(self.r, geometry.depth)
 
     @property
@@ -159,19 +163,6 @@ def per_layer(r: int | Sequence[float], depth: int) -> tuple[int, ...]:
     first = int(middle * (1.0 - inflect))
     step = (2 * middle - 2 * first) / max(1, depth - 1)
     return tuple(int(first + step * i) for i in range(depth))
-
-
-def _is_inflected(r: object) -> bool:
-    return isinstance(r, (tuple, list)) and len(r) == 2 and isinstance(r[1], Real) and not isinstance(r[1], Integral)
-
-
-def _unambiguous(r: Any) -> Any:
-    """Official: a list is per layer, a tuple of two is (r, inflect). Configs and JSON blur that; a float does not."""
-    if isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], Integral) and not isinstance(r[1], bool):
-        return (r[0], float(r[1]))
-    if isinstance(r, list):
-        return tuple(r) + (0,) if len(r) == 2 and not _is_inflected(r) else tuple(r)
-    return r
 
 
 def _plan(geometry: Geometry, wanted: Sequence[int]) -> Plan:

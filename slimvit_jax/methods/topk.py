@@ -6,8 +6,9 @@ import jax
 
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import counts_of_the_grid, cumulative_shares, ranking
-from slimvit_jax.plan import Plan, check_locations
+from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.options import Share
+from slimvit_jax.plan import Schedule
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
@@ -33,18 +34,14 @@ class TopK(Dropping, Located, kw_only=True):
     """
 
     method = "topk"
+    in_place_of_keep_rate = ("token_ratio",)
     needs_class_token = True
 
-    token_ratio: tuple[float, ...] | None = None
-
-    def check_options(self) -> None:
-        super().check_options()
-        cumulative_shares(self.keep_rate, self.token_ratio, check_locations(self.locations))
+    token_ratio: tuple[Share, ...] | None = None
 
     @property
-    def plan(self) -> Plan:
-        counts = counts_of_the_grid(self.bound.num_patches, self.keep_rate, self.token_ratio, self.locations)
-        return Plan.drop(self.bound, self.locations, counts, "inside")
+    def schedule(self) -> Schedule:
+        return Schedule(self.keep_rate, self.locations, self.where, self.of, self.token_ratio)
 
     def _drops_in(self, layer: int) -> bool:
         return self.plan.mlp[layer - 1] < self.plan.attention[layer - 1]
