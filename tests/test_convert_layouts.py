@@ -5,11 +5,12 @@ import logging
 
 import numpy as np
 import pytest
-from test_convert import TINY, assert_equal_states, build, error_of, random_state
+from test_convert import GOLDENS, TINY, assert_equal_states, build, error_of, random_state
 from test_convert_files import error_of as call_error
 from test_convert_files import google_arrays
 
-from slimvit_jax.convert import from_torch, load, read_state_dict, save, to_torch
+import slimvit_jax as slim
+from slimvit_jax.convert import from_torch, huggingface, load, read_state_dict, save, to_torch
 
 BARE = {"init_values": 1e-5, "num_classes": 0}
 
@@ -165,6 +166,39 @@ def test_names_of_transformers(kind, outer):
     assert len(theirs) == len(state) + 2 * 2 * TINY["depth"] + 2
     got = to_torch(model, from_torch(model, prefixed(theirs, outer)))
     assert_equal_states(got, state)
+
+
+@pytest.mark.parametrize("case", ["vit", "deit", "dinov2", "dinov2_registers"])
+def test_models_of_transformers_compute_the_same(case):
+    """Names as files and as transformers 5 have them in memory; positions of 4 x 4 patches resampled to 8 x 6."""
+    arrays = np.load(GOLDENS / f"transformers_{case}.npz", allow_pickle=False)
+    meta = json.loads(str(arrays["meta"]))
+    model = slim.create_model(meta["family"], **meta["options"])
+    state = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
+    variables = from_torch(model, state, **meta["load"])
+    logits, aux = model.apply(variables, arrays["images"].transpose(0, 2, 3, 1), return_aux=True)
+    got = logits if meta["output"] == "logits" else aux.features
+    np.testing.assert_allclose(got, arrays["want"], rtol=0, atol=1e-5)
+
+
+def test_the_vision_tower_of_a_pair():
+    """Of transformers' CLIP, with its text tower in the same file."""
+    arrays = np.load(GOLDENS / "transformers_clip.npz", allow_pickle=False)
+    state = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
+    model = build(depth=2, pre_norm=True)
+    got = to_torch(model, from_torch(model, state))
+    assert np.array_equal(got["head.weight"], state["visual_projection.weight"]) and not got["head.bias"].any()
+    assert np.array_equal(got["cls_token"][0, 0], state["vision_model.embeddings.class_embedding"])
+
+
+def test_a_linear_patch_embedding_of_siglip_2():
+    pixels = np.random.default_rng(0).standard_normal((7, 7, 3)).astype(np.float32)
+    kernel = np.random.default_rng(1).standard_normal((12, 7 * 7 * 3)).astype(np.float32)
+    names = {"vision_model.embeddings.patch_embedding.weight": kernel}
+    conv = huggingface.to_timm(names)["patch_embed.proj.weight"]
+    np.testing.assert_allclose(
+        np.einsum("ohwc,hwc->o", conv.transpose(0, 2, 3, 1), pixels), kernel @ pixels.ravel(), rtol=1e-4
+    )
 
 
 def test_deit_of_transformers():

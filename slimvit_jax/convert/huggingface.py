@@ -1,7 +1,8 @@
 """Reads the names of Hugging Face's transformers (ViT, DeiT, Dinov2, CLIP, SigLIP) under timm's names.
 
 Written from the parameter names of the modules in transformers (models/vit, deit, dinov2, dinov2_with_registers, clip,
-siglip). Where timm keeps a value otherwise than transformers, timm's form is the result:
+siglip, siglip2), both as files have them and as transformers 5 names them in memory (`state_dict()`). Where timm keeps
+a value otherwise than transformers, timm's form is the result:
   * query, key and value are one matrix qkv; of SigLIP's pooling head, key and value are one matrix kv;
   * CLIP's and SigLIP's position embeddings get the leading axis of 1, CLIP's class embedding two;
   * CLIP's projection becomes the classifier, with a bias of zeros;
@@ -13,6 +14,7 @@ modelling reads (the mask token) and, of a pair of image and text, all that belo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +60,7 @@ _BLOCK_MODULES = {
     "norm1": "norm1",
     "norm2": "norm2",
     "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
     "self_attn.out_proj": "attn.proj",
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
@@ -67,8 +70,8 @@ _BLOCK_MODULES = {
     "mlp.weights_out": "mlp.fc2",
 }
 _BLOCK_VALUES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
-_BLOCK = re.compile(r"encoder\.layers?\.(\d+)\.(.+)")
-_QKV = re.compile(r"(?:attention\.attention\.(query|key|value)|self_attn\.([qkv])_proj)\.(weight|bias)")
+_BLOCK = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)")
+_QKV = re.compile(r"(?:attention\.attention\.(query|key|value)|(?:self_attn|attention)\.([qkv])_proj)\.(weight|bias)")
 _LEFT_OUT = re.compile(
     r"embeddings\.(mask_token|position_ids)|text_model\..+|text_projection\.weight|logit_scale|logit_bias"
 )
@@ -132,6 +135,11 @@ def _mark(names: Mapping[str, object]) -> str | None:
 
 def _shapes(state: dict[str, Any]) -> dict[str, Any]:
     """Values in the shapes that timm gives them."""
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim == 2:  # SigLIP 2's linear layer over a patch's pixels, RGB last
+        side = math.isqrt(kernel.shape[1] // 3)
+        array = as_numpy("patch_embed.proj.weight", kernel).reshape(-1, side, side, 3)
+        state["patch_embed.proj.weight"] = np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     for name in ("cls_token", "pos_embed"):
         if name in state:
             value = state[name]

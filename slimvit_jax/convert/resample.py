@@ -19,9 +19,9 @@ def resample_pos_embed(
 ) -> np.ndarray:
     """The position embedding for another patch grid: bicubic, antialiased as timm's resample_abs_pos_embed.
 
-    When the grid shrinks, antialiasing widens the kernel. transformers does not: its models, and whatever was trained
-    or exported with them, expect `antialias=False`. From 37 x 37 to 16 x 16 positions (DINOv2 at 224 px) the two give
-    clearly different features.
+    When the grid shrinks, antialiasing widens the kernel. transformers resamples without it (ViT, DeiT, Dinov2, CLIP,
+    SigLIP; Dinov2 with registers alone antialiases): its models, and whatever was trained or exported with them, expect
+    `antialias=False`. From 37 x 37 to 16 x 16 positions (DINOv2 at 224 px) the features are clearly different.
 
     Args:
       pos_embed: (1, P + h * w, D) float; the P prefix positions come first and are kept as they are.

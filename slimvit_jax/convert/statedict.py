@@ -43,7 +43,8 @@ def from_torch(
       ignore: name prefixes; what the model has no place for under them is left out.
       resample_pos_embed: True resamples a position embedding of another grid, taken to be square, to the model's; a
         pair (rows, columns) says which grid it comes from.
-      antialias: how: True as timm resamples; False as transformers does, for weights that were trained or tuned there.
+      antialias: how: True as timm resamples; False as transformers does (save for Dinov2 with registers), for weights
+        that were trained or tuned there.
       checkpoint_key: which entry, or which names by their prefix, of a checkpoint that holds several sets of weights.
         None takes the average over training where there is one ("model_ema", "teacher"), as timm does, and logs that.
       inference: leave out what only training reads (SiT's recovery modules, auxiliary heads), which then need not be
