@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.page import cells
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
@@ -42,7 +44,6 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     add("--seeds", default="0,1,2", metavar="N,...")
     add("--only", default="", metavar="REGEX", help="only cells whose whole name it matches")
     add("--hours", type=float, default=0.0, metavar="H", help="start no cell later than this; 0: no limit")
-    add("--long", type=float, default=0.0, metavar="EPOCHS", help="the one-stage methods for so long too, e.g. 30")
     add("--full", action="store_true", help="all seeds for all questions, all methods at all rates: 3 x as long")
     add("--list", action="store_true", help="print the cells and whether they are done; train nothing")
     return parser.parse_known_args(argv)
@@ -89,6 +90,7 @@ class Study:
             return str(weights)
         self.say("dense model: " + str(self.config.stages.dense.epochs) + " epochs")
         config = Cell("dense", "dense", "dense", {}, 1.0, -1, ("dense",)).config(self.config, "")
+        config.init = self.config.init
         result = training.run(config, self.path / "runs" / "dense")
         save(result.dense_model, result.variables["dense"], weights, overwrite=True)
         facts = result.metrics["dense"] | {"epochs": config.stages.dense.epochs, "seconds": result.seconds["dense"]}
@@ -142,11 +144,13 @@ def untuned(config: Any) -> Any:
 
 
 def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
-    """Accuracy on the whole evaluation split at every keep rate that the cell's weights serve.
+    """Accuracy on the whole evaluation split at every keep rate that the cell asks for.
 
-    Only life regression's serve all of them; its lives are compared with random ones under the same weights.
+    Where the config lists keep rates, life regression's weights serve them all, and its lives are compared with random
+    ones under the same weights. `hits` says of every image whether it was right, as the bits of a hexadecimal number,
+    so that runs can be compared image by image.
     """
-    from benchmarks.study_cells import LOCATIONS, reference_flops
+    from benchmarks.study_cells import LOCATIONS, matched_options, reference_flops
     from slimvit_jax import create_model, flops
     from slimvit_jax.analysis.evaluate import Inference, evaluate, random_lives
     from slimvit_jax.training import build
@@ -159,10 +163,20 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
     def add(run: Any, rate: float, lives: str | None, order: Any = None) -> None:
         outcome = evaluate(run, batches=build.eval_data(config, source), lives=order)
         facts = {"accuracy": outcome.top1, "top5": outcome.top5, "loss": outcome.loss, "examples": outcome.count}
-        cost = {"flops": flops(run.model).total, "target_flops": reference_flops(options, rate)}
+        facts["hits"] = np.packbits(outcome.hits).tobytes().hex()
+        cost = {"flops": flops(run.model).total, "target_flops": reference_flops(options, rate, config.model.name)}
         found.append({"keep_rate": rate, "lives": lives, **facts, **cost})
 
-    if cell.method == "life_regression":
+    if cell.eval_rates or not config.eval.keep_rates:
+        for rate in (cell.train_rate, *cell.eval_rates):
+            if cell.method == "dense" or rate == cell.train_rate:
+                model = result.dense_model if cell.method == "dense" else result.model
+            else:
+                fixed = {k: v for k, v in cell.options.items() if k != "keep_rate"}
+                matched = matched_options(options, cell.method, rate, config.model.name, **fixed)
+                model = create_model(config.model.name, method=cell.method, **options, **matched)
+            add(Inference(model, variables), rate, None)
+    elif cell.method == "life_regression":
         for rate in config.eval.keep_rates if "budgets" not in cell.options else [cell.train_rate]:
             deployed = {**cell.options, "keep_rate": rate, "locations": LOCATIONS}
             model = create_model(config.model.name, method=cell.method, **options, **deployed)
@@ -201,15 +215,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_study(args: argparse.Namespace, config: Any) -> int:
     """Every cell that is not done, one after the other; prints what each found and how long the rest may take."""
-    from benchmarks.study_cells import all_cells
-
+    if config.model.name == "vit":
+        from benchmarks.study_cells import all_cells as cells_of
+    else:
+        from benchmarks.photo_cells import all_cells as cells_of
     try:
         seeds = [int(part) for part in args.seeds.split(",")]
         pattern = re.compile(args.only or ".*")
     except (ValueError, re.error) as error:
         raise SlimError(f"--seeds={args.seeds} or --only={args.only}: {error}") from error
     study = Study(config, args.workdir)
-    wanted = [cell for cell in all_cells(config, seeds, args.long, args.full) if pattern.fullmatch(cell.name)]
+    wanted = [cell for cell in cells_of(config, seeds, args.full) if pattern.fullmatch(cell.name)]
     if not wanted:
         raise SlimError(f"--only={args.only!r} matches no cell; see them with --list")
     todo = [cell for cell in wanted if cell.name not in study.done]

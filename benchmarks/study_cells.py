@@ -22,7 +22,10 @@ from benchmarks.page.cells import ANY_BUDGET, FITTED_GATE, LIFE, PAPER_LOSSES, R
 REFERENCE = LIFE
 LOCATIONS = (4, 7, 10)
 #: Methods whose papers' locations differ keep them; the matched keep rate evens out the cost.
-OWN_LOCATIONS = ("tome", "evo", "ia_red2", "avit")
+OWN_LOCATIONS = ("evo", "ia_red2", "avit")
+#: Methods that merge some tokens in every layer, and those whose cost a share of the tokens per layer sets.
+PER_LAYER = ("tome", "dtem")
+BY_RATIO = ("pitome", "tofu")
 #: The papers' tables have these; they come first.
 FIRST = ("dense", "life_regression", "random", "topk", "evit", "dynamicvit", "tome", "evo", "sit")
 #: These are trained with every seed, at 0.7 and 0.5; the others with the first seed.
@@ -57,6 +60,8 @@ class Cell:
       seed: of data order, augmentation and new parameters.
       schedule: stages of the study's config that it runs; none: the dense weights are evaluated as they are.
       stages: fields of them that differ.
+      eval_split: what it is evaluated on; "": the config's.
+      eval_rates: further keep rates that the same weights are evaluated at, as life regression counts them.
     """
 
     group: str
@@ -68,6 +73,8 @@ class Cell:
     schedule: tuple[str, ...]
     stages: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     also: tuple[tuple[str, str], ...] = ()
+    eval_split: str = ""
+    eval_rates: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,6 +89,8 @@ class Cell:
         config.method.name = "" if self.method == "dense" else self.method
         config.method.options = dict(self.options)
         config.init.path = dense_weights
+        config.init.options = {}
+        config.data.eval_split = self.eval_split or config.data.eval_split
         config.schedule = self.schedule
         for stage, fields in self.stages.items():
             for field, value in fields.items():
@@ -94,36 +103,53 @@ class Cell:
         return config
 
 
-def reference_flops(model_options: Mapping[str, Any], keep_rate: float) -> int:
-    """What life regression costs at this keep rate."""
-    return slim.flops(_model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS})).total
+def reference_flops(model_options: Mapping[str, Any], keep_rate: float, name: str = "vit") -> int:
+    """What life regression, without anything on top, costs at this keep rate."""
+    if keep_rate == 1:
+        return slim.flops(slim.create_model(name, **model_options)).total
+    return slim.flops(_model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS}, name)).total
 
 
-def matched_options(model_options: Mapping[str, Any], method: str, keep_rate: float) -> dict[str, Any]:
+def matched_options(
+    model_options: Mapping[str, Any], method: str, keep_rate: float, name: str = "vit", **fixed: Any
+) -> dict[str, Any]:
     """Options at which a method costs what life regression costs at `keep_rate`, as nearly as it can.
 
+    Args:
+      model_options, name: of the backbone.
+      method: its name.
+      keep_rate: as life regression counts it.
+      **fixed: options of the method that are given.
+
     Raises:
-      SlimError: no keep rate comes within a tenth of that cost.
+      SlimError: nothing comes within a tenth of that cost.
     """
-    if method in (REFERENCE, "random"):
+    if method in (REFERENCE, "random") and not fixed:
         return {"keep_rate": keep_rate, "locations": LOCATIONS}
     if method == "avit":  # halts as it likes while it trains; deployed at life regression's budgets
-        budgets = _model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS}).slim.counts
+        budgets = _model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS}, name).slim.counts
         return {"budgets": budgets, "gate_center": AVIT_GATE}
-    target = reference_flops(model_options, keep_rate)
-    if method == "tome":  # a whole number of merges per layer is too coarse for 49 tokens: spread their sum
-        choices = [{"r": spread(total, model_options["depth"])} for total in range(1, 400)]
-    else:
-        fixed = {} if method in OWN_LOCATIONS else {"locations": LOCATIONS}
-        choices = [{**fixed, "keep_rate": rate} for rate in np.round(np.arange(0.05, 1.0001, 0.005), 3).tolist()]
+    target = reference_flops(model_options, keep_rate, name)
+    depth = slim.create_model(name, **model_options).geometry.depth
     costs = []
-    for choice in choices:
+    for choice in _choices(method, depth):
         with contextlib.suppress(slim.SlimError):  # too few tokens left for this method
-            costs.append((slim.flops(_model(model_options, method, choice)).total, choice))
+            options = {**choice, **fixed}
+            costs.append((slim.flops(_model(model_options, method, options, name)).total, options))
     cost, best = min(costs, key=lambda pair: abs(pair[0] - target))
     if abs(cost - target) > 0.1 * target:
         raise slim.SlimError(f"{method} cannot cost {target} multiply-adds: the nearest is {cost} with {best}")
     return best
+
+
+def _choices(method: str, depth: int) -> list[dict[str, Any]]:
+    """The options that a method's cost can be varied by."""
+    if method in PER_LAYER:  # a whole number of merges per layer is too coarse: spread their sum
+        return [{"r": spread(total, depth)} for total in range(1, 400)]
+    if method in BY_RATIO:
+        return [{"ratio": ratio} for ratio in np.round(np.arange(0.8, 1.0, 0.0025), 4).tolist()]
+    fixed = {} if method in OWN_LOCATIONS else {"locations": LOCATIONS}
+    return [{**fixed, "keep_rate": rate} for rate in np.round(np.arange(0.05, 1.0001, 0.005), 3).tolist()]
 
 
 def spread(total: int, layers: int) -> tuple[int, ...]:
@@ -135,17 +161,16 @@ def spread(total: int, layers: int) -> tuple[int, ...]:
     return tuple((layer + 1) * total // layers - layer * total // layers for layer in range(layers))
 
 
-def _model(model_options: Mapping[str, Any], method: str, options: Mapping[str, Any]) -> Any:
-    return slim.create_model("vit", method=method, **model_options, **options)
+def _model(model_options: Mapping[str, Any], method: str, options: Mapping[str, Any], name: str) -> Any:
+    return slim.create_model(name, method=method, **model_options, **options)
 
 
-def all_cells(base: Any, seeds: Sequence[int], long_epochs: float = 0.0, full: bool = False) -> Iterator[Cell]:
+def all_cells(base: Any, seeds: Sequence[int], full: bool = False) -> Iterator[Cell]:
     """Every cell, what matters most first: a study cut short then still compares something.
 
     Args:
       base: the study's config.
       seeds: of the runs. All of them answer the central comparison, the first alone the other questions.
-      long_epochs: > 0: the one-stage methods once more, for so many epochs.
       full: every question with every seed, and every method at every rate.
     """
     model_options = base.model.options.to_dict()
@@ -177,10 +202,6 @@ def all_cells(base: Any, seeds: Sequence[int], long_epochs: float = 0.0, full: b
         for rate in (0.9, 0.8):
             for method in names[1:] if full else ("life_regression", "random", "topk", "tome"):
                 yield _main(method, matched(method, rate), rate, seed)
-    for seed in seeds if long_epochs else ():
-        for method in [name for name in names if name not in ("dense", REFERENCE)]:
-            stages = {"finetune": {"epochs": long_epochs}}
-            yield _one_stage("long", method, method, matched(method, 0.7), 0.7, seed, stages)
 
 
 def _one_stage(group: str, variant: str, method: str, options: Any, rate: float, seed: int, stages: Any = None) -> Cell:
