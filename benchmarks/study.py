@@ -95,7 +95,8 @@ class Study:
         save(result.dense_model, result.variables["dense"], weights, overwrite=True)
         facts = result.metrics["dense"] | {"epochs": config.stages.dense.epochs, "seconds": result.seconds["dense"]}
         facts |= {"flops": flops(result.dense_model).total, "parameters": count_parameters(result.dense_model)}
-        about = {"command": shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]), "date": _now()}
+        command = ["python", "-m", "benchmarks.study", *(re.sub(r"=/.*/", "=", part) for part in sys.argv[1:])]
+        about = {"command": shlex.join(command), "date": _now()}  # no folder of this machine
         about |= {"machine": describe_machine(), "scale": self.config.name.removeprefix("study_")}
         write_json(self.path / "study.json", about | {"config": _plain(self.config.to_dict()), "dense": facts})
         shutil.rmtree(self.path / "runs" / "dense")
@@ -192,8 +193,9 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat, as JSON gives it back."""
-    return json.loads(json.dumps(training.config.flatten(config)))
+    """Flat, as JSON gives it back, without the folders of this machine."""
+    flat = json.loads(json.dumps(training.config.flatten(config)))
+    return {key: Path(value).name if key in ("data.data_dir", "init.path") else value for key, value in flat.items()}
 
 
 def _now() -> str:
