@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.study_cells import DISTILLED, HARD, LOCATIONS, REFERENCE, SAMPLED, Cell, matched_options
+from benchmarks.study_cells import DISTILLED, HARD, REFERENCE, SAMPLED, Cell, matched_options
 
 HELD_OUT = "train[80%:]"
 COVERAGE = {"lives": "coverage", "squeeze": "mean"}
@@ -25,12 +25,15 @@ UNTUNED = {
     "evit": ("evit", {}),
     "coverage lives, dropped": (REFERENCE, {"lives": "coverage"}),
     "random, squeezed": ("random", {"squeeze": "mean"}),
+}
+#: The same, of less weight.
+ALSO_UNTUNED = {
     "evit, squeezed": ("evit", {"squeeze": "mean", "fuse_token": False}),
+    "pitome": ("pitome", {}),
+    "tofu": ("tofu", {}),
     "dpcknn": ("dpcknn", {}),
     "kmedoids": ("kmedoids", {}),
     "ats": ("ats", {}),
-    "pitome": ("pitome", {}),
-    "tofu": ("tofu", {}),
 }
 #: Trained with every seed at both rates; the others with the first alone.
 SEVERAL = ("life_regression, squeezed", "tome", "random", "topk")
@@ -52,19 +55,21 @@ def all_cells(base: Any, seeds: Sequence[int], full: bool = False) -> Iterator[C
     )
     matched = lambda method, rate, fixed=(): cached(method, rate, tuple(dict(fixed).items()))
     yield Cell("untuned", "dense", "dense", {}, 1.0, seeds[0], ())
-    yield from _untuned(matched, (0.7, 0.5), seeds[0])
+    yield Cell("choose", "dense", "dense", {}, 1.0, seeds[0], (), {}, (), HELD_OUT)
+    yield from _untuned(matched, UNTUNED, (0.7, 0.5), seeds[0])
     yield from _choose(matched, seeds[0])
     for number, seed in enumerate(seeds):
         if number == 0 or full:
             yield _stage("main", "dense", "dense", {}, 1.0, seed, {"slimmed": False})
         for rate in (0.7, 0.5):
             yield from _main(matched, rate, seed, everything=number == 0 or full)
-    yield from _untuned(matched, (0.9, 0.8), seeds[0])
+    yield from _untuned(matched, ALSO_UNTUNED, (0.7, 0.5), seeds[0])
+    yield from _untuned(matched, UNTUNED | ALSO_UNTUNED, (0.9, 0.8), seeds[0])
 
 
-def _untuned(matched: Any, rates: Sequence[float], seed: int) -> Iterator[Cell]:
+def _untuned(matched: Any, kinds: Any, rates: Sequence[float], seed: int) -> Iterator[Cell]:
     for rate in rates:
-        for variant, (method, fixed) in UNTUNED.items():
+        for variant, (method, fixed) in kinds.items():
             yield Cell("untuned", variant, method, matched(method, rate, fixed), rate, seed, ())
 
 
@@ -109,9 +114,5 @@ def _stage(
     group: str, variant: str, method: str, options: Any, rate: float, seed: int, fields: Any, split: str = "",
     rates: tuple[float, ...] = (),
 ) -> Cell:  # fmt: skip
-    return Cell(
-        group, variant, method, options, rate, seed, ("finetune",), {"finetune": fields}, (), split, rates
-    )  # fmt: skip
-
-
-__all__ = ["LOCATIONS", "all_cells"]
+    stages = {"finetune": fields}
+    return Cell(group, variant, method, options, rate, seed, ("finetune",), stages, (), split, rates)

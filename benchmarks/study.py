@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.page import cells
+from benchmarks import results
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_json, write_text
@@ -66,7 +66,7 @@ class Study:
         self._results = self.path / "results.jsonl"
         self.rows: list[dict[str, Any]] = []
         if (self.path / "study.json").exists():
-            found = cells.Study(self.path)
+            found = results.Study(self.path)
             self.rows = found.rows
             defaults = _plain(training.config.reference(config))  # of fields that are newer than the study
             different = training.config.differences(defaults | found.facts["config"], _plain(config.to_dict()))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import slimvit_jax as slim
-from benchmarks.page.cells import ANY_BUDGET, FITTED_GATE, LIFE, PAPER_LOSSES, RECOMMENDED, WITH_LOGITS
+from benchmarks.results import ANY_BUDGET, FITTED_GATE, LIFE, PAPER_LOSSES, RECOMMENDED, WITH_LOGITS
 
 #: The main comparison also has these two: the dense model trained on for as long, and random patches.
 REFERENCE = LIFE

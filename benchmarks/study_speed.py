@@ -3,7 +3,7 @@
     python -m benchmarks.study_speed results/study_micro [--batch 64] [--rounds 9]
 
 Reads which models there are from the folder's results.jsonl and writes speed.json beside it, anew after each keep rate.
-Weights are random: speed does not depend on them. The page plots the ratio to the dense model of the same rounds.
+Weights are random: speed does not depend on them. What counts is the ratio to the dense model of the same rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.page.cells import Study
+from benchmarks.results import Study
 from slimvit_jax import SlimError, create_model, flops
 from slimvit_jax.analysis.evaluate import measure_speed
 from slimvit_jax.analysis.timing import describe_machine
@@ -24,12 +24,12 @@ from slimvit_jax.training.build import init_variables
 
 
 def models_at(study: Study, rate: float) -> dict[str, Any]:
-    """The dense model, and every method's of the main comparison at this keep rate."""
+    """The dense model, and that of every variant at this keep rate, tuned or not."""
     name, options = study.config("model.name"), study.model_options()
     models = {"dense": create_model(name, **options)}
-    for row in study.of("main"):
-        if row["train_rate"] == rate and row["method"] not in models:
-            models[row["method"]] = create_model(name, method=row["method"], **options, **row["options"])
+    for row in [*study.of("main"), *study.of("untuned")]:
+        if row["train_rate"] == rate and row["variant"] not in models:
+            models[row["variant"]] = create_model(name, method=row["method"], **options, **row["options"])
     return models
 
 
@@ -39,7 +39,7 @@ def measure(study: Study, rate: float, batch: int, rounds: int) -> list[dict[str
     speeds = measure_speed({name: (m, init_variables(m, 0)) for name, m in models.items()}, batch, rounds=rounds)
     dense = speeds["dense"].seconds
     return [
-        {"method": name, "keep_rate": rate, "flops": flops(models[name]).total, "wall": list(speed.seconds)}
+        {"variant": name, "keep_rate": rate, "flops": flops(models[name]).total, "wall": list(speed.seconds)}
         | {"images_per_second": speed.images_per_second}
         | {"speed_ratio": float(np.median(np.divide(dense, speed.seconds)))}
         for name, speed in speeds.items()
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         study = Study(args.folder)
-        rates = [rate for rate in study.train_rates("main") if rate < 1]
+        rates = sorted({*study.train_rates("main"), *study.train_rates("untuned")} - {1.0}, reverse=True)
         if not rates:
-            raise SlimError(f"{args.folder}: no finished run of the main comparison yet")
+            raise SlimError(f"{args.folder}: no finished run yet")
         command = shlex.join(["python", "-m", "benchmarks.study_speed", *(sys.argv[1:] if argv is None else argv)])
         result: dict[str, Any] = {"command": command, "machine": describe_machine(), "batch": args.batch, "rows": []}
         for rate in rates:
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             write_json(study.path / "speed.json", result)
             for row in result["rows"]:
                 if row["keep_rate"] == rate:
-                    print(f"{rate:g} {row['method']:16} {row['speed_ratio']:.3f} x dense", flush=True)
+                    print(f"{rate:g} {row['variant']:28} {row['speed_ratio']:.3f} x dense", flush=True)
     except SlimError as error:
         print(f"study_speed: error: {error}", file=sys.stderr)
         return 2

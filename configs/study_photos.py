@@ -27,7 +27,7 @@ def get_config():
     config.checkpoint.every_steps = 100
     common = {"weight_decay": 0.05, "clip_norm": 1.0, "warmup_epochs": 0.1}
     scale = ((r"head/.*", 20.0),)
-    add_stage(config, "dense", slimmed=False, epochs=4.0, lr={"backbone": 5e-5}, lr_scale=scale, **common)
+    add_stage(config, "dense", slimmed=False, epochs=3.0, lr={"backbone": 5e-5}, lr_scale=scale, **common)
     add_stage(config, "predictor", trainable="method", epochs=1.0, lr={"method": 1e-2})
     add_stage(config, "backbone", trainable="backbone", epochs=1.0, lr={"backbone": 2e-5}, warmup_epochs=0.1)
     add_stage(config, "finetune", epochs=2.0, lr={"backbone": 2e-5}, **common)

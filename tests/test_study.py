@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import slimvit_jax as slim
-from benchmarks import study, study_cells
+from benchmarks import photo_cells, study, study_cells
 from slimvit_jax import training
 from slimvit_jax.analysis.evaluate import Inference, evaluate
 from slimvit_jax.training import build
@@ -44,7 +44,7 @@ def test_every_method_is_matched_to_the_same_cost(method, rate):
 
 def test_cells_have_names_of_their_own_and_configs_that_hold():
     base = training.load_config(ROOT / "configs" / "study_fashion.py")
-    cells = list(study_cells.all_cells(base, (0, 1), long_epochs=30, full=True))
+    cells = list(study_cells.all_cells(base, (0, 1), full=True))
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.method for cell in cells} == {"dense", *slim.list_methods()}
     short = [cell.name for cell in study_cells.all_cells(base, (0, 1))]
@@ -58,8 +58,23 @@ def test_cells_have_names_of_their_own_and_configs_that_hold():
             continue
         config = training.validate(cell.config(base, "dense.safetensors"))
         epochs = sum(config.stages[name].epochs for name in config.schedule)
-        assert epochs == (30 if cell.group == "long" else 2)
+        assert epochs == 2
         assert "dense" not in config.stages
+
+
+def test_photographs_are_chosen_on_held_out_images_and_matched():
+    base = training.load_config(ROOT / "configs" / "study_photos.py")
+    base.model.options.num_classes = 10
+    cells = list(photo_cells.all_cells(base, (0, 1)))
+    assert len({cell.name for cell in cells}) == len(cells)
+    options = base.model.options.to_dict()
+    for cell in cells:
+        held_out = cell.config(base, "dense.safetensors").data.eval_split == "train[80%:]"
+        assert held_out == (cell.group == "choose")
+        if cell.method != "dense":
+            model = slim.create_model(base.model.name, method=cell.method, **options, **cell.options)
+            target = study_cells.reference_flops(options, cell.train_rate, base.model.name)
+            assert abs(slim.flops(model).total / target - 1) < 0.01, cell.name
 
 
 @pytest.fixture(scope="module")

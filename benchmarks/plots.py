@@ -1,4 +1,4 @@
-"""The page's plots: accuracy against cost and speed, margins, budgets, temperature, growth, speed-ups."""
+"""The plots of docs/results.md: accuracy against cost and speed, budgets, growth, speed-ups."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.page.cells import ANY_BUDGET, LIFE, RECOMMENDED, WITH_LOGITS, Study, difference, label, pool
-from benchmarks.page.study import temperature_of
-from slimvit_jax.analysis.report_text import paper_tables
+from benchmarks.results import ANY_BUDGET, LIFE, RECOMMENDED, Study, label, pool
 from slimvit_jax.analysis.visualize import ACCENT, INK, QUIET, SECOND, STYLE
 from slimvit_jax.files import atomic_path
 
@@ -35,39 +33,39 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
 
 def _look(name: str, place: int) -> dict[str, Any]:
     """Life regression in front, random patches as the line to beat, the others quiet but told apart."""
-    if name == LIFE:
-        return {"color": ACCENT, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 4}
-    if name == RECOMMENDED:
-        return {"color": SECOND, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 5}
+    if name.startswith(LIFE) or name.startswith("coverage"):
+        color = ACCENT if name in (LIFE, f"{LIFE}, squeezed", "coverage lives, squeezed") else SECOND
+        return {"color": color, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 4}
     if name == "random":
         return {"color": INK, "marker": "x", "lw": 1.2, "ms": 6, "ls": "--", "zorder": 3}
     return {"color": COLORS[place % 20], "marker": MARKERS[place % len(MARKERS)], "lw": 0.9, "ms": 4.5, "zorder": 2}
 
 
-def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] | None = None) -> Path | None:
-    """Top-1 of every method against multiply-adds, or against the measured speed-up where `speed` is given.
+def accuracy(
+    path: Path, study: Study, groups: Sequence[str], speed: Mapping[tuple[str, float], float] | None = None
+) -> Path | None:
+    """Top-1 of every variant against multiply-adds, or against the measured speed-up where `speed` is given.
 
     Args:
       path: the file to write.
-      study: at least one slimmed main cell, else nothing is drawn.
-      speed: (method, keep rate) -> times as fast as dense.
+      study: nothing is drawn where it has no slimmed run in `groups`.
+      groups: "main", "untuned"; a variant that two groups have is drawn from the first.
+      speed: (variant, keep rate) -> times as fast as dense.
 
     What lies more than FAR points below the dense model is told in the legend, or the others could not be told apart.
     """
     start = 100 * study.dense.mean
+    kinds = {name: group for group in reversed(groups) for name in study.variants(group) if name != "dense"}
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = _axes(8.6, 4.8)
         drawn = 0
-        kinds = [(LIFE, "main", label(LIFE)), (RECOMMENDED, "training", f"life regression,\n{RECOMMENDED}")]
-        kinds += [(name, "main", label(name)) for name in study.variants("main") if name != LIFE]
-        for place, (name, group, called) in enumerate(kinds):
+        for place, (name, group) in enumerate(sorted(kinds.items())):
             points, far = [], ""
-            for rate in study.train_rates("main"):
+            for rate in study.train_rates(group):
                 top1, flops = study.stat(group, name, rate), study.stat(group, name, rate, key="flops")
                 if rate == 1 or top1 is None or flops is None:
                     continue
-                same_speed = LIFE if name == RECOMMENDED else name
-                x = flops.mean / 1e6 if speed is None else speed.get((same_speed, rate))
+                x = flops.mean / 1e6 if speed is None else speed.get((name, rate))
                 if x is None:
                     continue
                 if 100 * top1.mean < start - FAR:
@@ -76,8 +74,8 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
                     points.append((x, 100 * top1.mean, 100 * (top1.spread or 0.0)))
             if points or far:
                 x, y, spread = zip(*points, strict=True) if points else ((), (), ())
-                bars = spread if name in (LIFE, RECOMMENDED, "random") else None  # of all they would hide the lines
-                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=called + far, **_look(name, place))
+                bars = spread if name.startswith((LIFE, "random")) else None  # of all they would hide the lines
+                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=label(name) + far, **_look(name, place))
                 drawn += 1
         if not drawn:
             return None
@@ -85,40 +83,7 @@ def accuracy(path: Path, study: Study, speed: Mapping[tuple[str, float], float] 
         axis.axhline(start, color=INK, lw=0.8, ls=":", label="dense, before")
         axis.set_xlabel("multiply-adds, M" if speed is None else "measured speed-up over the dense model")
         axis.set_ylabel("top-1, %")
-        axis.set_title(
-            f"{study.config('data.name')}, {study.scale}: "
-            + (f"mean of up to {study.seeds} seeds, bars are their spread" if study.seeds > 1 else "one seed")
-        )
-        figure.legend(loc="outside right center", fontsize=8.5)
-        return _save(figure, path)
-
-
-def margins(path: Path, study: Study) -> Path | None:
-    """The lead of learned over random lives, by keep rate."""
-    paper, best, logits = ("main", LIFE), ("training", RECOMMENDED), ("training", WITH_LOGITS)
-    comparisons = [
-        ("paper's losses: same weights, random order", paper, paper, "random", ACCENT, "o-"),
-        ("paper's losses: tuned with random patches", paper, ("main", "random"), "learned", ACCENT, "s--"),
-        ("recommended: tuned with random patches", best, ("main", "random"), "learned", SECOND, "s--"),
-        ("both with the dense model's logits", logits, ("distilled", "random"), "learned", INK, "D:"),
-    ]
-    with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _axes(8.6, 3.6)
-        drawn = 0
-        for name, ours, chance, lives, color, style in comparisons:
-            rates = study.train_rates("main")
-            found = [(r, difference(study.by_seed(*ours, r), study.by_seed(*chance, r, lives=lives))) for r in rates]
-            points = [(r, 100 * gap.mean, 100 * (gap.spread or 0.0)) for r, gap in found if gap is not None]
-            if points:
-                x, y, spread = zip(*points, strict=True)
-                axis.errorbar(x, y, spread, color=color, fmt=style, capsize=3, lw=1.6, label=name)
-                drawn += 1
-        if not drawn:
-            return None
-        axis.axhline(0, color=INK, lw=0.8, ls=":")
-        axis.set(xlabel="keep rate", ylabel="learned minus random, points")
-        axis.set_title("Learned lives against random ones; bars are the spread over seeds")
-        _ticks(axis, study.train_rates("main"))
+        axis.set_title(f"{study.scale}: mean over seeds; bars are their spread")
         figure.legend(loc="outside right center", fontsize=8.5)
         return _save(figure, path)
 
@@ -155,30 +120,6 @@ def budgets(path: Path, study: Study) -> Path | None:
         axis.set(xlabel="keep rate deployed at", ylabel="top-1, %")
         axis.set_title("One set of weights at every budget; rings: the rate trained at")
         figure.legend(loc="outside right center", fontsize=8.5)
-        return _save(figure, path)
-
-
-def temperatures(path: Path, study: Study) -> Path | None:
-    """Table V, ours and the paper's, as changes against U = 1.5."""
-    names = sorted(study.variants("temperature"), key=temperature_of)
-    if "U=1.5" not in names or len(names) < 2:
-        return None
-    rate = study.train_rates("temperature")[0]
-    base = study.by_seed("temperature", "U=1.5", rate)
-    found = [(temperature_of(n), difference(study.by_seed("temperature", n, rate), base)) for n in names]
-    points = [(u, 100 * gap.mean, 100 * (gap.spread or 0.0)) for u, gap in found if gap is not None]
-    if not points:
-        return None
-    theirs = paper_tables()["table5_temperature"]
-    reference = theirs["top1"][theirs["U"].index(1.5)]
-    with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _axes(6.4, 3.4)
-        x, y, spread = zip(*points, strict=True)
-        axis.errorbar(x, y, spread, color=ACCENT, marker="o", capsize=3, lw=1.8, label="ours")
-        axis.plot(theirs["U"], [t - reference for t in theirs["top1"]], "s--", color=QUIET, label="paper, ImageNet-1k")
-        axis.axhline(0, color=INK, lw=0.8, ls=":")
-        axis.set(xlabel="temperature U", ylabel="top-1 minus that at U = 1.5, points")
-        axis.legend()
         return _save(figure, path)
 
 

@@ -1,9 +1,8 @@
 """A study's results as numbers: which runs there are, means and spreads over their seeds, differences between them.
 
-The page makes its statements by these rules. A *spread* is the sample standard deviation over seeds; one seed has
-none. Two kinds of runs are *told apart* where the mean of their difference, seed by seed, is larger than its spread;
-one seed tells nothing apart. All runs answer for the same images, so the images' sampling error is much the same for
-all and is stated once. Accuracies are fractions here; the page prints per cent.
+A *spread* is the sample standard deviation over seeds; one seed has none. Where rows say of every image whether it was
+right, two kinds of runs are compared image by image, which is far sharper than comparing two accuracies. Accuracies are
+fractions here; tables print per cent.
 """
 
 from __future__ import annotations
@@ -16,16 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from slimvit_jax.analysis.evaluate import paired_difference
 from slimvit_jax.errors import SlimError
 
 LIFE = "life_regression"
-#: Variants of the study's group "training": the one that changes nothing, the one of configs/fashion_life_hard.py, that
-#: one with the dense model's logits, and the one whose weights have been trained at every budget.
+#: Variants of life regression's training on Fashion-MNIST that other files name.
 PAPER_LOSSES = "the paper's losses"
 RECOMMENDED = "hard masks, single stage"
 WITH_LOGITS = "hard masks and distillation, single stage"
 ANY_BUDGET = "hard masks, distillation, sampled budgets, single stage"
-FITTED_GATE = "10, fitted to this model"  # of the group "gate"
+FITTED_GATE = "10, fitted to this model"
 #: What the page calls the methods.
 NAMES = {
     "dense": "dense, trained on",
@@ -44,6 +45,12 @@ NAMES = {
     "kmedoids": "K-medoids",
     "patchmerger": "PatchMerger",
     "sinkhorn": "Sinkhorn",
+    "diffrate": "DiffRate",
+    "pitome": "PiToMe",
+    "tofu": "ToFu",
+    "mctf": "MCTF",
+    "dtem": "DTEM",
+    "cropr": "Cropr",
 }
 
 
@@ -97,11 +104,6 @@ class Difference:
     spread: float | None
     n: int
 
-    @property
-    def clear(self) -> bool:
-        """Larger than the spread; never with one seed."""
-        return self.spread is not None and abs(self.mean) > self.spread
-
     def text(self) -> str:
         """Points, signed, with the spread where there is one."""
         spread = "" if self.spread is None else f" ± {100 * self.spread:.2f}"
@@ -151,16 +153,6 @@ class Study:
         """The accuracy all runs start from."""
         facts = self.facts["dense"]
         return Stat((facts["accuracy"],), facts.get("examples", 0))
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        """Rows without a result."""
-        return [row for row in self.rows if not row["evals"]]
-
-    @property
-    def cells(self) -> int:
-        """Runs; one run can answer several questions."""
-        return len({row["cell"] for row in self.rows})
 
     @property
     def seeds(self) -> int:
@@ -223,9 +215,28 @@ class Study:
                     found[row["seed"]] = Stat((outcome[key],), images)
         return found
 
+    def hits(self, group: str, variant: str, train_rate: float, keep_rate: float | None = None) -> np.ndarray | None:
+        """(images,) of 0..1: the share of the seeds that were right; None where no run says it."""
+        found = [
+            np.unpackbits(np.frombuffer(bytes.fromhex(outcome["hits"]), np.uint8), count=outcome["examples"])
+            for row in self.of(group)
+            for outcome in row["evals"]
+            if (row["variant"], row["train_rate"]) == (variant, train_rate) and "hits" in outcome
+            if outcome["keep_rate"] == (train_rate if keep_rate is None else keep_rate)
+        ]
+        return np.mean(found, axis=0) if found else None
+
     def stat(self, *args: Any, **options: Any) -> Stat | None:
         """`by_seed` as one Stat; None where there is no run."""
         return pool(self.by_seed(*args, **options))
+
+
+def paired(first: np.ndarray | None, second: np.ndarray | None) -> str:
+    """first - second in points, with its standard error over the images; a dash where one is missing."""
+    if first is None or second is None or len(first) != len(second):
+        return "—"
+    mean, error = paired_difference(first, second)
+    return f"{100 * mean:+.2f} ± {100 * error:.2f}"
 
 
 def pool(results: dict[int, Stat]) -> Stat | None:
@@ -254,14 +265,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
     align = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     lines = [header, align, *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def seeds_of(*stats: Stat | None) -> str:
-    """ "n = 3", or "n = 1 to 3" where the cells of a table have different numbers of seeds."""
-    counts = sorted({stat.n for stat in stats if stat is not None})
-    if not counts:
-        return "no run yet"
-    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
 
 
 def label(method: str) -> str:

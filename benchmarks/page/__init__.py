@@ -1,1 +1,0 @@
-"""Parts of docs/results.md; benchmarks/report.py puts them together."""

@@ -1,0 +1,291 @@
+"""The tables of docs/results.md and README.md, each made from files of results/ alone.
+
+`TABLES` has them by name; a page says where one stands (`benchmarks.report`). A table has no sentences: those are
+written by a person around it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
+from slimvit_jax.analysis.paper_rows import ROUNDING, count, paper_rows, paper_speedup
+from slimvit_jax.analysis.report_text import paper_tables
+from slimvit_jax.errors import SlimError
+
+PAPER_TABLES = {
+    "table1_deit": "Life regression, Table I",
+    "table2_vit": "Life regression, Table II",
+    "table3_keep_rate": "Life regression, Table III (DeiT-S)",
+    "sit": "SiT",
+    "lvvit": "LV-ViT",
+}
+#: Groups of the study on Fashion-MNIST that ask one question each.
+QUESTIONS = ("training", "search", "schedule", "rates", "gradient", "initialisation", "gate", "temperature")
+RATES = (0.9, 0.8, 0.7, 0.5)
+
+
+def percent(stat: Stat | None) -> str:
+    """A cell of a table."""
+    return "—" if stat is None else stat.text()
+
+
+def read(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+      SlimError: it is missing, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SlimError(f"{path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise SlimError(f"{path} is no JSON: {error}") from error
+
+
+def speeds(study: Study) -> dict[tuple[str, float], float]:
+    """(variant, keep rate) -> times as fast as the dense model; {} where it is not measured."""
+    path = study.path / "speed.json"
+    rows = read(path)["rows"] if path.exists() else []
+    return {(row.get("variant", row["method"]), row["keep_rate"]): row["speed_ratio"] for row in rows}
+
+
+def best_first(study: Study, group: str, rates: Sequence[float]) -> list[str]:
+    """Variants by their accuracy at the first rate, then at the next one."""
+    key = lambda name: [-(stat.mean if (stat := study.stat(group, name, rate)) else 0.0) for rate in rates]
+    return sorted((name for name in study.variants(group) if name != "dense"), key=key)
+
+
+def methods(study: Study, group: str = "main", rates: Sequence[float] = (0.7, 0.5)) -> str:
+    """Accuracy of every variant at equal multiply-adds, the distance from dense, and the measured speed."""
+    faster, start = speeds(study), study.facts["dense"]
+    dense = study.hits("untuned", "dense", 1.0)  # of the weights that everything starts from
+    blank = ["—", "1.00", "1.00", "—"]
+    rows = [["dense, before", *[cell for _ in rates for cell in (percent(study.dense), *blank)]]]
+    for name in best_first(study, group, rates):
+        cells = [f"**{label(name)}**" if name.startswith(LIFE) else label(name)]
+        for rate in rates:
+            found = study.by_seed(group, name, rate)
+            gap = difference(found, dict.fromkeys(found, study.dense))
+            cells += [percent(pool(found))]
+            if dense is not None:
+                cells += [paired(study.hits(group, name, rate), dense)]
+            else:
+                cells += [gap.text() if gap else "—"]
+            flops = study.stat(group, name, rate, key="flops")
+            cells += [f"{start['flops'] / flops.mean:.2f}" if flops else "—"]
+            cells += [f"{faster[name, rate]:.2f}" if (name, rate) in faster else "—"]
+            cells += [str(len(found)) if found else "—"]
+        rows.append(cells)
+    heads = ("top-1, %", "minus dense", "x fewer multiply-adds", "x images/s", "seeds")
+    return table(["method", *[f"{rate:g}: {head}" for rate in rates for head in heads]], rows)
+
+
+def untuned(study: Study) -> str:
+    """Methods under the dense model's weights as they are."""
+    rates = [rate for rate in study.train_rates("untuned") if rate < 1]
+    order = [0.7, *[rate for rate in rates if rate != 0.7]]
+    rows = [
+        [label(name), *[percent(study.stat("untuned", name, rate)) for rate in rates]]
+        for name in best_first(study, "untuned", order)
+    ]
+    return table(["method", *[f"{rate:g}: top-1, %" for rate in rates]], rows)
+
+
+def chosen(study: Study) -> str:
+    """Experiments judged on held-out training images."""
+    rate = study.train_rates("choose")[0]
+    dense = study.hits("choose", "dense", 1.0)
+    rows = []
+    for name in best_first(study, "choose", [rate]):
+        hits = study.hits("choose", name, rate)
+        rows.append([name, percent(study.stat("choose", name, rate)), paired(hits, dense)])
+    return table([f"training, at {rate:g}", "held out: top-1, %", "minus dense"], rows)
+
+
+def keep_rates(study: Study) -> str:
+    """Table III, ours and the paper's."""
+    theirs = paper_tables()["table3_keep_rate"]
+    rows = []
+    for rate in [rate for rate in RATES if study.by_seed("main", LIFE, rate)]:
+        found = study.by_seed("main", LIFE, rate)
+        gap = difference(found, dict.fromkeys(found, study.dense))
+        flops = study.stat("main", LIFE, rate, key="flops")
+        assert gap is not None and flops is not None
+        row = [f"{rate:g}", percent(pool(found)), gap.text(), f"{study.facts['dense']['flops'] / flops.mean:.2f}"]
+        if rate in theirs["keep_rate"]:
+            i = theirs["keep_rate"].index(rate)
+            printed = theirs["top1"][i] - theirs["top1"][0]
+            row += [f"{printed:+.1f}", f"{theirs['flops'][0] / theirs['flops'][i]:.2f}"]
+        else:
+            row += ["—", "—"]
+        rows.append(row)
+    header = ["keep rate", "top-1, %", "minus dense", "x fewer multiply-adds"]
+    return table([*header, "paper: minus dense", "paper: x fewer"], rows)
+
+
+def stages(study: Study) -> str:
+    """Table IV, ours and the paper's."""
+    theirs = paper_tables()["table4_stages"]
+    rows = []
+    for i, rate in enumerate(theirs["keep_rate"]):
+        single, two = (study.by_seed("stages", name, rate) for name in ("single stage", "two stages"))
+        gap = difference(two, single)
+        printed = theirs["two_top1"][i] - theirs["single_top1"][i]
+        rows.append([f"{rate:g}", percent(pool(single)), percent(pool(two)), gap.text() if gap else "—"])
+        rows[-1].append(f"{printed:+.1f}")
+    return table(["keep rate", "single stage, %", "two stages, %", "two - single", "paper: two - single"], rows)
+
+
+def questions(study: Study) -> str:
+    """Every question of the study, its variants best first."""
+    rows = []
+    for group in QUESTIONS:
+        for rate in study.train_rates(group):
+            for name in best_first(study, group, [rate]):
+                learned = study.by_seed(group, name, rate)
+                if learned:
+                    lead = difference(learned, study.by_seed(group, name, rate, lives="random"))
+                    rows.append([group, name, f"{rate:g}", percent(pool(learned)), lead.text() if lead else "—"])
+    return table(["question", "variant", "keep rate", "top-1, %", "learned minus random lives"], rows, 2)
+
+
+def budgets(study: Study) -> str:
+    """One set of weights at other keep rates than the one trained at."""
+    rows = []
+    for group in ("main", "training"):
+        for name in study.variants(group):
+            for rate in study.train_rates(group):
+                found = {r: study.stat(group, name, rate, keep_rate=r) for r in RATES}
+                if sum(stat is not None for stat in found.values()) > 1:
+                    cells = [f"**{s.text()}**" if r == rate and s else percent(s) for r, s in found.items()]
+                    rows.append([label(name), f"{rate:g}", *cells])
+    return table(["weights", "trained at", *[f"at {rate:g}, %" for rate in RATES]], rows, 2)
+
+
+def counts(results: Path) -> str:
+    """Every row of the papers' tables: printed and counted multiply-adds and parameters."""
+    rows = []
+    for row in paper_rows():
+        counted, printed = count(row), row.figures["flops"]
+        follows = "mean over images" if row.dynamic else "yes" if counted.agrees else "no"
+        if follows == "yes" and abs(counted.as_paper - printed) > ROUNDING:
+            follows = "nearly"
+        millions = f"{row.figures['params_m']:g}" if "params_m" in row.figures else "—"
+        own = f"{counted.flops:.3f}" if row.method == LIFE else "—"
+        cells = [PAPER_TABLES[row.table], row.label, f"{printed:.1f}", f"{counted.as_paper:.3f}", follows, own]
+        rows.append([*cells, millions, f"{counted.parameters:.2f}"])
+    header = ["table", "row", "printed G", "counted", "follows", "our predictor", "printed M", "counted M"]
+    return table(header, rows, 2)
+
+
+def _suite(results: Path) -> list[tuple[Any, Any, float, Any]]:
+    """(row of a paper's table, its measurement, ratio of multiply-adds, timm's measurement) of what was measured."""
+    entries = read(results / "papers_cpu.json")["throughput"]
+    dense = {entry["model"]: entry for entry in entries if entry["name"] == "dense"}
+    timm = {entry["model"]: entry for entry in entries if entry["name"] == "timm"}
+    where = {tuple(named): entry for entry in entries for named in entry.get("rows", ())}
+    found = [(row, where.get((row.table, row.label))) for row in paper_rows()]
+    return [
+        (row, entry, dense[entry["model"]]["flops"] / entry["flops"], timm.get(entry["model"]))
+        for row, entry in found
+        if entry is not None
+    ]
+
+
+def papers_speed(results: Path) -> str:
+    """Speed of every row of the papers' tables beside the printed one."""
+    rows = []
+    for row, entry, ratio, eager in _suite(results):
+        paper = paper_speedup(row)
+        rows.append([PAPER_TABLES[row.table], row.label, f"{entry['images_per_second']:,.1f}"])
+        rows[-1] += [f"{entry['speed_ratio']:.2f}", f"{paper:.2f}" if paper else "—", f"{ratio:.2f}"]
+        rows[-1] += [f"{entry['images_per_second'] / eager['images_per_second']:.2f}" if eager else "—"]
+    header = ["table", "row", "images/s", "x dense", "paper: x dense", "x fewer multiply-adds", "x timm"]
+    return table(header, rows, 2)
+
+
+def papers_rows(results: Path) -> list[tuple[str, float | None, float, float]]:
+    """(label, the paper's speed-up, ours, ratio of multiply-adds) of the slimmed rows, for the plot."""
+    return [
+        (f"{row.label}, {row.table.split('_')[0]}", paper_speedup(row), entry["speed_ratio"], ratio)
+        for row, entry, ratio, _ in _suite(results)
+        if row.method
+    ]
+
+
+def throughput(path: Path) -> str:
+    """A file of benchmarks.throughput: speed against dense beside the ratio of multiply-adds."""
+    rows = []
+    for entry in read(path)["throughput"]:
+        cells = [entry["model"], entry["name"], str(entry["batch"]), f"{entry['images_per_second']:,.1f}"]
+        fewer, quotient = entry.get("flops_ratio"), entry.get("quotient")
+        cells += [f"{entry['speed_ratio']:.2f}", f"{fewer:.2f}" if fewer else "—"]
+        rows.append([*cells, f"{quotient:.2f}" if quotient else "—"])
+    header = ["model", "", "batch", "images/s", "x dense", "x fewer multiply-adds", "quotient"]
+    return table(header, rows, 2)
+
+
+def growth(results: Path, key: str) -> str:
+    """Speed with the number of tokens or layers."""
+    found = read(results / "papers_cpu.json")[key]
+    dense = {row[key]: row for row in found if row["name"] == "dense"}
+    rows = [
+        [str(row[key]), row["name"], f"{row['images_per_second']:,.1f}", f"{row['speed_ratio']:.2f}"]
+        + [f"{dense[row[key]]['flops'] / row['flops']:.2f}", f"{row['memory']['per_image'] / 1e6:,.1f}"]
+        for row in found
+    ]
+    return table([key, "model", "images/s", "x dense", "x fewer multiply-adds", "MB/image"], rows, 2)
+
+
+def training_steps(results: Path) -> str:
+    """Training steps beside the dense one."""
+    rows = [
+        [row["model"], row["name"], str(row["batch"]), f"{1000 * row['seconds']:,.0f}"]
+        + [f"{1 / row['speed_ratio']:.2f}", f"{row['memory']['per_image'] / 1e6:,.1f}"]
+        for row in read(results / "papers_cpu.json")["training"]
+    ]
+    return table(["model", "step", "batch", "ms", "x the dense step's time", "MB/image"], rows, 2)
+
+
+def short(study: Study, other: Study) -> str:
+    """README's one table: the photographs' main comparison, Fashion-MNIST's figures in the last columns."""
+    faster, rows = speeds(study), []
+    for name in best_first(study, "main", (0.7, 0.5)):
+        cells = [f"**{label(name)}**" if name.startswith(LIFE) else label(name)]
+        for rate in (0.7, 0.5):
+            stat = study.stat("main", name, rate)
+            cells += [percent(stat), f"{faster[name, rate]:.2f}" if (name, rate) in faster else "—"]
+        second = ("training", RECOMMENDED) if name == f"{LIFE}, hard masks" else ("main", name)
+        rows.append([*cells, *[percent(other.stat(*second, rate)) for rate in (0.7, 0.5)]])
+    header = ["method", "0.7: top-1, %", "x images/s", "0.5: top-1, %", "x images/s"]
+    return table([*header, "Fashion-MNIST 0.7", "0.5"], rows)
+
+
+def _of(folder: str, make: Callable[[Study], str]) -> Callable[[Path], str]:
+    return lambda results: make(Study(results / folder))
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    "photos methods": _of("study_photos", methods),
+    "photos untuned": _of("study_photos", untuned),
+    "photos choices": _of("study_photos", chosen),
+    "photos short": lambda results: short(Study(results / "study_photos"), Study(results / "study_micro")),
+    "fashion methods": _of("study_micro", methods),
+    "fashion untuned": _of("study_micro", untuned),
+    "fashion keep rates": _of("study_micro", keep_rates),
+    "fashion stages": _of("study_micro", stages),
+    "fashion questions": _of("study_micro", questions),
+    "fashion budgets": _of("study_micro", budgets),
+    "papers counts": counts,
+    "papers speed": papers_speed,
+    "papers training": training_steps,
+    "papers tokens": lambda results: growth(results, "tokens"),
+    "papers depth": lambda results: growth(results, "depth"),
+    "speed methods": lambda results: throughput(results / "cpu_methods.json"),
+    "speed timm": lambda results: throughput(results / "cpu_torch_compile.json"),
+}
