@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.study_cells import DISTILLED, HARD, REFERENCE, SAMPLED, Cell, matched_options
+from benchmarks.study_cells import DISTILLED, HARD, REFERENCE, Cell, matched_options
 
 HELD_OUT = "train[80%:]"
 COVERAGE = {"lives": "coverage", "squeeze": "mean"}
@@ -29,8 +29,6 @@ UNTUNED = {
 #: The same, of less weight.
 ALSO_UNTUNED = {
     "evit, squeezed": ("evit", {"squeeze": "mean", "fuse_token": False}),
-    "pitome": ("pitome", {}),
-    "tofu": ("tofu", {}),
     "dpcknn": ("dpcknn", {}),
     "kmedoids": ("kmedoids", {}),
     "ats": ("ats", {}),
@@ -78,8 +76,8 @@ def _choose(matched: Any, seed: int) -> Iterator[Cell]:
     life = lambda fixed: matched(REFERENCE, 0.5, fixed)
     cases = {
         "learned lives, hard masks": ({}, {**HARD, **JOINT}),
-        "coverage lives, squeezed": (COVERAGE, {}),
-        "coverage lives, squeezed, logits": (COVERAGE, DISTILLED),
+        "coverage lives, squeezed": (COVERAGE, HARD),
+        "coverage lives, squeezed, logits": (COVERAGE, {**HARD, **DISTILLED}),
         "both lives, squeezed": (BOTH, {**HARD, **JOINT}),
         "both lives, squeezed, logits": (BOTH, {**HARD, **JOINT, **DISTILLED}),
     }
@@ -90,7 +88,7 @@ def _choose(matched: Any, seed: int) -> Iterator[Cell]:
 def _main(matched: Any, rate: float, seed: int, everything: bool) -> Iterator[Cell]:
     squeezed = matched(REFERENCE, rate, COVERAGE)
     cases = {
-        "life_regression, squeezed": (REFERENCE, squeezed, DISTILLED),
+        "life_regression, squeezed": (REFERENCE, squeezed, {**HARD, **DISTILLED}),
         "tome": ("tome", matched("tome", rate), {}),
         "random": ("random", matched("random", rate), {}),
         "topk": ("topk", matched("topk", rate), {}),
@@ -105,7 +103,7 @@ def _main(matched: Any, rate: float, seed: int, everything: bool) -> Iterator[Ce
         paper = matched(REFERENCE, rate)
         yield Cell("main", "life_regression", REFERENCE, paper, rate, seed, ("predictor", "backbone"))
         if rate == 0.5:
-            fields = {**DISTILLED, **SAMPLED}
+            fields = {**DISTILLED, "method_options": {"hard": True, "sampled_rates": (0.9, 0.8, 0.7, 0.5)}}
             rates = (0.9, 0.8, 0.7)
             yield _stage("main", "one for all budgets", REFERENCE, squeezed, rate, seed, fields, "", rates)
 

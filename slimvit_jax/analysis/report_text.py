@@ -224,14 +224,3 @@ def print_summary(facts: dict[str, Any], workdir: Path) -> None:
     tables.show(table)
     tables.show(f"report: {workdir / 'report.md'}")
 
-
-def between(name: str, text: str, marker: str, content: str) -> str:
-    """A text with new content between <!-- marker --> and <!-- /marker -->.
-
-    Raises:
-      SlimError: the text, which `name` names in the message, lacks one of them.
-    """
-    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-    if start not in text or end not in text:
-        raise SlimError(f"{name} has no {start} ... {end}")
-    return text[: text.index(start) + len(start)] + f"\n{content}\n" + text[text.index(end) :]
