@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slimvit_jax.errors import SlimError
-
 _CLEAR = 2.0  # standard errors from which on a difference is called one
 
 
