@@ -221,4 +221,3 @@ def print_summary(facts: dict[str, Any], workdir: Path) -> None:
         )
     tables.show(table)
     tables.show(f"report: {workdir / 'report.md'}")
-
