@@ -44,7 +44,9 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "random": (PLACES, 300),
     "ats": (PLACES, 300),
     "kmedoids": (PLACES, 300),
+    "mctf": (dict(r=7, track_source=True), 300),
     "dpcknn": (PLACES, 300),
+    "dtem": (dict(r=6, track_source=True), 300),
     "sinkhorn": (dict(**PLACES, sinkhorn_eps=0.1), 300),
     "patchmerger": (PLACES, 300),
 }
@@ -95,7 +97,7 @@ def train(model: Any, variables: Any, steps: int, rate: float, dense: tuple[Any,
 def owners(aux: Any, method: str) -> list[np.ndarray]:
     """(N,) per reduction: the number of the token that each patch of the first image is part of, most of all."""
     taps = aux.taps
-    if method == "tome":
+    if "source" in taps:
         return [np.asarray(taps["source"][0][:, 1:].argmax(axis=0))]
     if "clusters" in taps:
         held = [jnp.arange(taps["clusters"][0].shape[1])[None]]
@@ -152,7 +154,7 @@ def draw(method: str, dense: tuple[Any, Any]) -> Path:
     aux = jax.tree.map(lambda leaf: leaf[SAMPLE : SAMPLE + 1], aux)
     if aux.kept is None:
         groups = owners(aux, method)
-        counts = [len(np.unique(g)) for g in groups] if method == "tome" else sorted(set(model.slim.plan.mlp))[::-1][1:]
+        counts = [len(np.unique(g)) for g in groups] if len(groups) == 1 else sorted(set(model.slim.plan.mlp))[::-1][1:]
         picture_groups(path, sample[0], groups, counts)
     else:
         scores = aux.scores

@@ -31,8 +31,7 @@ def encode(blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: boo
     for layer, block in enumerate(blocks, start=1):
         tokens = _note_drop(tokens, method.before_block(tokens, layer, train))
         _check(tokens, plan.attention[layer - 1], method, layer, "attention")
-        branch, probe = block.attend(tokens, method.needs(layer, train), train)
-        tokens = tokens.add(branch)
+        tokens, probe = method.attend(tokens, layer, block, train)
         tokens = _note_drop(tokens, method.after_attention(tokens, layer, probe, train))
         _check(tokens, plan.mlp[layer - 1], method, layer, "MLP")
         tokens = tokens.add(block.feed_forward(tokens, train))

@@ -157,19 +157,19 @@ def check_keep_rate(keep_rate: Any, locations: Sequence[int] | None = None) -> t
     return rates
 
 
-def check_locations(locations: object, depth: int | None = None) -> tuple[int, ...]:
-    """Increasing 1-based layers, no larger than `depth` where that is given.
+def check_locations(locations: object, depth: int | None = None, name: str = "locations") -> tuple[int, ...]:
+    """Increasing 1-based layers, no larger than `depth` where that is given; `name` is the option's.
 
     Raises:
       SlimError: for anything else.
     """
-    layers = kind_of(tuple[int, ...]).value("locations", locations)
+    layers = kind_of(tuple[int, ...]).value(name, locations)
     if not layers:
-        raise SlimError("locations=() must be a non-empty tuple of 1-based layers, such as (4, 7, 10)")
+        raise SlimError(f"{name}=() must be a non-empty tuple of 1-based layers, such as (4, 7, 10)")
     if any(b <= a for a, b in itertools.pairwise(layers)):
-        raise SlimError(f"locations={layers} must increase")
+        raise SlimError(f"{name}={layers} must increase")
     if layers[0] < 1 or (depth is not None and layers[-1] > depth):
-        raise SlimError(f"locations={layers} must lie in 1..{depth if depth is not None else 'depth'}")
+        raise SlimError(f"{name}={layers} must lie in 1..{depth if depth is not None else 'depth'}")
     return layers
 
 

@@ -3,8 +3,8 @@
 The encoder (encoder.py) calls the hooks in a fixed order for every layer, numbered 1..T as in the papers:
 
     tokens = method.before_block(tokens, layer, train)
-    branch, probe = block.attend(tokens, method.needs(layer, train), train)
-    tokens = method.after_attention(tokens.add(branch), layer, probe, train)
+    tokens, probe = method.attend(tokens, layer, block, train)
+    tokens = method.after_attention(tokens, layer, probe, train)
     tokens = method.after_block(tokens.add(block.feed_forward(tokens, train)), layer, train)
 
 and once, at the end, `tokens = method.finish(tokens, train)`.
@@ -13,7 +13,7 @@ and once, at the end, `tokens = method.finish(tokens, train)`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 
@@ -23,6 +23,9 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.tokens import Aux, Tokens
+
+if TYPE_CHECKING:
+    from slimvit_jax.layers import Block
 
 Array = jax.Array
 Probe = Mapping[str, Array]
@@ -132,7 +135,8 @@ class Slimming(Checked, kw_only=True):
         """What `after_attention` wants to see of this layer's attention.
 
         Of "class_attention" (B, H, P + n), the softmaxed row of the class token; "keys" and "values"
-        (B, P + n, H, D / H); "attention" (B, H, P + n, P + n), which forces the slow form.
+        (B, P + n, H, D / H); "inputs" (B, P + n, D), the normalised tokens that the attention reads; "attention"
+        (B, H, P + n, P + n), which forces the slow form.
         """
         return ()
 
@@ -143,6 +147,15 @@ class Slimming(Checked, kw_only=True):
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         """Before the layer's attention."""
         return tokens
+
+    def attend(self, tokens: Tokens, layer: int, block: Block, train: bool) -> tuple[Tokens, Probe]:
+        """The layer's attention and its residual: the tokens after it, and what `needs` names.
+
+        A method that changes the attention itself overrides this, out of `block.attention_map`, `attention_values`
+        and `attention_branch`; all others leave it alone.
+        """
+        branch, probe = block.attend(tokens, self.needs(layer, train), train)
+        return tokens.add(branch), probe
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         """Between the layer's attention (residual added) and its MLP."""

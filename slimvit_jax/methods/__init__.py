@@ -5,12 +5,14 @@ from __future__ import annotations
 from slimvit_jax.methods.ats import ATS
 from slimvit_jax.methods.avit import AViT
 from slimvit_jax.methods.dpcknn import DPCKNN
+from slimvit_jax.methods.dtem import DTEM
 from slimvit_jax.methods.dynamicvit import DynamicViT
 from slimvit_jax.methods.evit import EViT
 from slimvit_jax.methods.evo import Evo
 from slimvit_jax.methods.ia_red2 import IARED2
 from slimvit_jax.methods.kmedoids import KMedoids
 from slimvit_jax.methods.life_regression import LifeRegression
+from slimvit_jax.methods.mctf import MCTF
 from slimvit_jax.methods.patchmerger import PatchMerger
 from slimvit_jax.methods.random import Random
 from slimvit_jax.methods.sinkhorn import Sinkhorn
@@ -26,11 +28,13 @@ METHODS: dict[str, type[Slimming]] = {
         ATS,
         AViT,
         DPCKNN,
+        DTEM,
         DynamicViT,
         EViT,
         Evo,
         IARED2,
         KMedoids,
+        MCTF,
         PatchMerger,
         Random,
         Sinkhorn,
@@ -44,12 +48,14 @@ __all__ = [
     "ATS",
     "AViT",
     "DPCKNN",
+    "DTEM",
     "DynamicViT",
     "EViT",
     "Evo",
     "IARED2",
     "KMedoids",
     "LifeRegression",
+    "MCTF",
     "METHODS",
     "PatchMerger",
     "Random",

@@ -117,17 +117,18 @@ class ToMe(Slimming, kw_only=True):
 
     def start(self, tokens: Tokens, train: bool) -> Tokens:
         batch, length, _ = tokens.x.shape
-        if self.track_source:
-            owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-            tokens = tokens.remember(owner=owner)
-        return tokens.remember(size=jnp.ones((batch, length), jnp.float32))
+        owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        return tokens.remember(size=jnp.ones((batch, length), jnp.float32), owner=owner)
+
+    def metric(self, probe: Probe, layer: int) -> Array:
+        """(B, P + n, C) float32, what the tokens are matched by."""
+        return probe["keys"].astype(jnp.float32).mean(axis=2)
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         r = self.merged[layer - 1]
         if not r:
             return tokens
-        metric = probe["keys"].astype(jnp.float32).mean(axis=2)
-        matching = merge.bipartite_soft_matching(metric, r, tokens.prefix)
+        matching = merge.bipartite_soft_matching(self.metric(probe, layer), r, tokens.prefix)
         assert matching is not None  # r > 0 is what the plan allows
         x, size = merge.merge_weighted(matching, tokens.x, tokens.memory["size"])
         origin = merge.gather(tokens.per_token(tokens.origin, -1), matching.held)
@@ -135,13 +136,11 @@ class ToMe(Slimming, kw_only=True):
         tokens = tokens.replace(x=x, origin=origin).remember(size=size)
         if self.prop_attn:
             tokens = tokens.replace(log_weight=jnp.log(size))
-        if self.track_source:
-            tokens = tokens.remember(owner=merge.merge_owner(matching, tokens.memory["owner"]))
-        return tokens
+        return tokens.remember(owner=merge.merge_owner(matching, tokens.memory["owner"]))
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:
         taps = {**tokens.taps, "size": tokens.memory["size"]}
-        if self.track_source:
+        if self.track_source and "owner" in tokens.memory:
             taps["source"] = merge.membership(tokens.memory["owner"], tokens.x.shape[1])
         return tokens.replace(taps=taps)
 

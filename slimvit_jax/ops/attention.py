@@ -98,6 +98,11 @@ def attention_probabilities(q: Array, k: Array, *, log_weight: Array | None = No
     return weights / weights.sum(-1, keepdims=True)
 
 
+def weighted_values(weights: Array, v: Array) -> Array:
+    """What each query reads: (B, H, Nq, Nk) weights of the values (B, Nk, H, D), as (B, Nq, H, D) in their dtype."""
+    return _heads_first(jnp.matmul(weights.astype(v.dtype), _heads_first(v)))
+
+
 def class_attention(q_row: Array, k: Array, *, log_weight: Array | None = None) -> Array:
     """The softmaxed row of one query, float32 (B, H, Nk).
 

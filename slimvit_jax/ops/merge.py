@@ -7,6 +7,8 @@ registers) are never merged, whichever set they are in, and stay in front in the
 
 from __future__ import annotations
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,12 @@ class Matching:
     length: int = flax.struct.field(pytree_node=False)
 
 
+def unit(metric: Array) -> Array:
+    """(..., C) float32 vectors of length one. A zero vector stays one: it is like nothing instead of NaN."""
+    metric = metric.astype(jnp.float32)
+    return metric * jax.lax.rsqrt(jnp.maximum(jnp.square(metric).sum(-1, keepdims=True), 1e-30))
+
+
 def most_merges(length: int, protected: int) -> int:
     """How many of `length` tokens one matching can merge away at most."""
     return max(0, (length - protected) // 2)
@@ -57,9 +65,7 @@ def bipartite_soft_matching(metric: Array, r: int, protected: int) -> Matching |
     r = min(r, most_merges(length, protected))
     if r <= 0:
         return None
-    metric = jax.lax.stop_gradient(metric).astype(jnp.float32)
-    # A zero vector is like nothing instead of NaN.
-    metric = metric * jax.lax.rsqrt(jnp.maximum(jnp.square(metric).sum(-1, keepdims=True), 1e-30))
+    metric = unit(jax.lax.stop_gradient(metric))
     similarity = jnp.einsum("bac,bdc->bad", metric[:, ::2], metric[:, 1::2])
     front_a, front_b = (protected + 1) // 2, protected // 2
     similarity = similarity.at[:, :front_a].set(-jnp.inf).at[:, :, :front_b].set(-jnp.inf)
@@ -152,6 +158,6 @@ def _arrivals(matching: Matching, sources: Array) -> Array:
     """
     positions = jnp.arange(matching.held.shape[1], dtype=jnp.int32)
     incidence = (matching.target[:, None, :] == positions[None, :, None]).astype(sources.dtype)  # (B, M - r, r)
-    flat = sources.reshape(*sources.shape[:2], -1)
+    flat = sources.reshape(*sources.shape[:2], math.prod(sources.shape[2:]))
     summed = jnp.einsum("bmr,brd->bmd", incidence, flat, preferred_element_type=jnp.float32)
     return summed.reshape(matching.held.shape + sources.shape[2:]).astype(sources.dtype)

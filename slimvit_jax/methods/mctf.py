@@ -1,0 +1,140 @@
+"""MCTF: multi-criteria token fusion with one-step-ahead attention (Lee et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.ops import attention as attention_ops
+from slimvit_jax.ops import fusion, merge
+from slimvit_jax.options import Natural, Positive, Range
+from slimvit_jax.plan import Geometry, Plan, check_locations
+from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.tokens import Tokens
+
+if TYPE_CHECKING:
+    from slimvit_jax.layers import Block
+
+Array = jax.Array
+
+#: No fusion leaves fewer patches than these; ten tokens with the class token, as released.
+FEWEST = 9
+
+
+class MCTF(Slimming, kw_only=True):
+    """Inside a layer, in front of its attention, r tokens fuse that are similar, unimportant and small.
+
+        A       = softmax(q k^T / sqrt(d) + log s) of LN1(x), over the tokens still apart
+        score   = ((cos(x_a, x_b) + 1) / 2)^(1/tau_sim) (u_a u_b)^(1/tau_info) (z_a z_b)^(1/tau_size)
+                  u = inverse mean column of A, z = inverse size s, each over its largest
+        fusion  : r // 2 even places into odd ones, then the rest of r odd ones into the even ones left, by the same
+                  scores; x <- sum_i w_i x_i / sum_i w_i with w = (column mean) * s, sizes add up
+        attention of the fused tokens = A, its columns summed and its rows averaged over each group: no new softmax
+
+    "At layer t" means inside layer t, before its attention; layers (2, ..., 12) are the official activate_layer 1..11.
+    Official: models/deit.py, models/modules/blocks.py, utils/mctf.py of mlvlab/MCTF. Since a column of A meets the
+    value of its group, summing columns equals giving each source a copy of that value; and rows are averaged after
+    they have met the values. So A itself is never cut up; equal up to rounding.
+
+    Training fuses as inference does; gradients flow through tokens, A and values, none through choice and weights. The
+    paper's second pass with another r, whose class token the first shall agree with, is not part of it; a stage's
+    loss_weights={"distillation": 1.0} compares with the dense model instead.
+
+    Deviations: every prefix token is protected (the release's distillation token is switched off); no fusion leaves
+    fewer than 9 patches for any r (there a fractional r can, and then crashes); average pooling weighs by size.
+    Cost: |A| |B| D for the scores and 6 D r for the fusions; 2 D^2 r less for values and output, which only fused
+    tokens have. The attention matrix is needed, so no fused attention kernel serves these layers.
+
+    Attributes:
+      r: tokens fused away per layer: a whole number, or a share in (0, 1) of the patches there are.
+      layers: 1-based, increasing; None: all but the first.
+      tau_sim, tau_info, tau_size: the larger, the less a criterion says.
+      bidirectional: False: all r fuse from even into odd places.
+      track_source: tap "source" (B, tokens held, P + N) uint8: which original tokens each token at the end is made of.
+    """
+
+    method = "mctf"
+    merges = True
+
+    r: Natural | Annotated[float, Range(above=0, below=1)] = 16
+    layers: tuple[int, ...] | None = None
+    tau_sim: Positive = 1.0
+    tau_info: Positive = 20.0
+    tau_size: Positive = 40.0
+    bidirectional: bool = True
+    track_source: bool = False
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.layers is not None:
+            check_locations(self.layers, name="layers")
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        if self.layers is not None:
+            check_locations(self.layers, geometry.depth, "layers")
+
+    @property
+    def plan(self) -> Plan:
+        active = range(2, self.bound.depth + 1) if self.layers is None else self.layers
+        attention, mlp, n = [], [], self.bound.num_patches
+        for layer in range(1, self.bound.depth + 1):
+            attention.append(n)
+            if layer in active:
+                wanted = self.r if isinstance(self.r, int) else int(n * self.r)
+                n -= max(0, min(wanted, n - FEWEST, n // 2))
+            mlp.append(n)
+        return Plan(tuple(attention), tuple(mlp))
+
+    @property
+    def merged(self) -> tuple[int, ...]:
+        """Tokens fused away in every layer."""
+        return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
+
+    def extra_flops(self) -> dict[int, int]:
+        dim, prefix, costs = self.bound.dim, self.bound.prefix_tokens, {}
+        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
+            if r:
+                a, b = (n + prefix + 1) // 2, (n + prefix) // 2
+                costs[layer] = a * b * dim + 6 * r * dim - 2 * r * dim**2
+        return costs
+
+    def start(self, tokens: Tokens, train: bool) -> Tokens:
+        batch, length, _ = tokens.x.shape
+        owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        return tokens.remember(size=jnp.ones((batch, length), jnp.float32), owner=owner)
+
+    def attend(self, tokens: Tokens, layer: int, block: Block, train: bool) -> tuple[Tokens, Probe]:
+        r, size = self.merged[layer - 1], tokens.memory["size"]
+        if not r:
+            return super().attend(tokens, layer, block, train)
+        attention = block.attention_map(tokens)
+        received = fusion.importance(attention)
+        scores = fusion.attraction(tokens.x, received, size, self.tau_sim, self.tau_info, self.tau_size)
+        matching = fusion.bidirectional_matching(scores, r, tokens.prefix, self.bidirectional)
+        fused = self._fuse(tokens, matching, received * size)
+        values = merge.unmerge(matching, block.attention_values(fused))
+        read = attention_ops.weighted_values(attention, values)
+        read, _ = merge.merge_weighted(matching, read.reshape(*read.shape[:2], self.bound.dim), received * size)
+        return fused.add(block.attention_branch(read, train)), {}
+
+    def _fuse(self, tokens: Tokens, matching: merge.Matching, weight: Array) -> Tokens:
+        x, _ = merge.merge_weighted(matching, tokens.x, weight)
+        size = merge.merge_sum(matching, tokens.memory["size"])
+        origin = merge.gather(tokens.per_token(tokens.origin, -1), matching.held)
+        origin = jnp.where(size > 1.5, -1, origin)[:, tokens.prefix :]
+        owner = merge.merge_owner(matching, tokens.memory["owner"])
+        return tokens.replace(x=x, origin=origin, log_weight=jnp.log(size)).remember(size=size, owner=owner)
+
+    def finish(self, tokens: Tokens, train: bool) -> Tokens:
+        taps = {**tokens.taps, "size": tokens.memory["size"]}
+        if self.track_source:
+            taps["source"] = merge.membership(tokens.memory["owner"], tokens.x.shape[1])
+        return tokens.replace(taps=taps)
+
+    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        if not any(self.merged):
+            return None
+        return tokens.memory["size"][:, tokens.prefix :] / self.bound.num_patches
