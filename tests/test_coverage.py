@@ -45,14 +45,14 @@ def reference_order(patches, first):
 def test_order_by_hand():
     angles = np.radians([0.0, 10, 90, 50, 180])
     patches = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1))[None]
-    ranks = coverage.farthest_point_ranks(patches, jnp.asarray([0]))
+    ranks = coverage.greedy_ranks(patches, jnp.asarray([0]))
     # From 0 degrees the farthest is 180, then 90 in the middle, then 50 (40 from 90), then 10.
     np.testing.assert_array_equal(ranks, [[0, 4, 2, 3, 1]])
 
 
 def test_order_against_the_definition():
     patches = np.random.default_rng(0).normal(size=(2, 24, 6))
-    ranks = coverage.farthest_point_ranks(jnp.asarray(patches, jnp.float32), jnp.asarray([3, 17]))
+    ranks = coverage.greedy_ranks(jnp.asarray(patches, jnp.float32), jnp.asarray([3, 17]))
     for image, first, ranked in zip(patches, (3, 17), ranks, strict=True):
         np.testing.assert_array_equal(np.argsort(ranked), reference_order(image, first))
 
@@ -60,14 +60,47 @@ def test_order_against_the_definition():
 def test_ties_are_broken_by_index():
     alike = jnp.broadcast_to(jnp.asarray(np.random.default_rng(1).normal(size=32), jnp.float32), (2, 20, 32))
     for patches in (alike, jnp.zeros((2, 20, 32))):
-        ranks = coverage.farthest_point_ranks(patches, jnp.asarray([0, 5]))
-        rest = [p for p in range(20) if p != 5]
-        np.testing.assert_array_equal(np.argsort(ranks), [list(range(20)), [5, *rest]])
+        first = jnp.asarray([0, 5])
+        np.testing.assert_array_equal(np.argsort(coverage.greedy_ranks(patches, first)), without_5_in_front(range(20)))
+        spread = np.argsort(coverage.coarse_to_fine(4, 5))
+        ranks = coverage.parallel_ranks(patches, first, (4, 5))
+        np.testing.assert_array_equal(np.argsort(ranks), without_5_in_front(spread))
+
+
+def without_5_in_front(order):
+    return [list(order), [5, *(p for p in order if p != 5)]]
+
+
+def test_parallel_order_by_hand():
+    angles = np.radians([0.0, 10, 90, 45, 180, 60])
+    patches = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=-1))[None]
+    # On a grid of 2 x 3 the patches come in the order 0, 2, 4, 1, 3, 5. Degrees to the nearest one before, pass 1:
+    # 2: 90, 4: 90, 1: 10, 3: 35, 5: 15. In the order 0, 2, 4, 3, 5, 1 it is 90, 90, 45, 15, 10: it stands.
+    np.testing.assert_array_equal(np.argsort(coverage.coarse_to_fine(2, 3)), [0, 2, 4, 1, 3, 5])
+    for passes in (1, 2):
+        ranks = coverage.parallel_ranks(patches, jnp.asarray([0]), (2, 3), passes)
+        np.testing.assert_array_equal(np.argsort(ranks), [[0, 2, 4, 3, 5, 1]])
+    # Patch 5, at 60 degrees, in front of 0, 2, 4, 1, 3. Pass 1: 0: 60, 2: 30, 4: 90, 1: 10, 3: 15.
+    ranks = coverage.parallel_ranks(patches, jnp.asarray([5]), (2, 3))
+    np.testing.assert_array_equal(np.argsort(ranks), [[5, 4, 0, 2, 3, 1]])
+
+
+def test_parallel_order_is_nearly_as_good():
+    rng = np.random.default_rng(2)
+    patches = np.repeat(rng.normal(size=(4, 16, 24)), 4, axis=1) + 0.05 * rng.normal(size=(4, 64, 24))
+    patches = np.stack([image[rng.permutation(64)] for image in patches])  # 16 kinds of patches, 4 of each kind
+    ranks = coverage.parallel_ranks(jnp.asarray(patches, jnp.float32), jnp.asarray([3, 9, 0, 63]), (8, 8))
+    for image, ranked, first in zip(patches, np.asarray(ranks), (3, 9, 0, 63), strict=True):
+        order = np.argsort(ranked)
+        assert order[0] == first and sorted(order) == list(range(64))
+        x = image / np.linalg.norm(image, axis=1, keepdims=True)
+        nearest = (x @ x[order[:16]].T).max(axis=1)
+        assert nearest.min() > 0.9  # sixteen patches: one of each kind
 
 
 @pytest.mark.parametrize("lives", ["coverage", "both"])
 def test_lives_follow_the_order(lives):
-    model, variables = built(lives)
+    model, variables = built(lives, coverage_order="greedy")
     assert ("slim" in variables["params"]) == (lives == "both")
     if lives == "both":  # as initialised: the learned part starts at nothing
         fresh = model.init(jax.random.key(0), IMAGES[:1])["params"]["slim"]["life_predictor"]

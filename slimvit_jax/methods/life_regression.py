@@ -83,8 +83,12 @@ class LifeRegression(Dropping, Located, kw_only=True):
       sampled_rates: training draws the keep rate of every image anew from these, in place of keep_rate. Not in the
         paper.
       predictor_eps: of the predictor's layer norm.
-      lives: "learned", the paper's predictor; "coverage", from the rank in farthest-point order, without any parameter;
-        "both", their sum. The last two are not in the paper.
+      lives: "learned", the paper's predictor; "coverage", from the rank in farthest-point order of the patch tokens
+        after layer t_base, without any parameter; "both", the standardised rank plus s / D. The order begins with the
+        patch of highest class attention in layer t_base, without class token with the one most like the mean patch.
+        The last two are not in the paper.
+      coverage_order: "parallel", two passes over all pairs (`ops.coverage.parallel_ranks`), or "greedy", the definition
+        one patch after the other: N dependent steps, which an accelerator is slow at.
       squeeze, squeeze_temperature: what becomes of the dead, see `Dropping`. Not in the paper.
     """
 
@@ -105,6 +109,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
     sampled_rates: tuple[Share, ...] = ()
     predictor_eps: Positive = 1e-6
     lives: Literal["learned", "coverage", "both"] = "learned"
+    coverage_order: Literal["parallel", "greedy"] = "parallel"
 
     def check_options(self) -> None:
         super().check_options()
@@ -199,7 +204,10 @@ class LifeRegression(Dropping, Located, kw_only=True):
         first = tokens.memory.get("class_attention")
         if first is None:
             first = coverage.centrality(patches)
-        return coverage.farthest_point_ranks(patches, jnp.argmax(first, axis=1))
+        chosen = jnp.argmax(first, axis=1)
+        if self.coverage_order == "greedy":
+            return coverage.greedy_ranks(patches, chosen)
+        return coverage.parallel_ranks(patches, chosen, self.bound.grid)
 
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer != self.base:
