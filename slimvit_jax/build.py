@@ -56,6 +56,23 @@ def create_model(name: str, method: str | Slimming | None = None, **keywords: An
     return assemble(name, method, keywords)
 
 
+def create_from(
+    name: str, method: str | Slimming | None, of_model: Mapping[str, Any], of_method: Mapping[str, Any]
+) -> Backbone:
+    """`create_model` with the options apart, as configs have them.
+
+    Raises:
+      SlimError: also for an option that is given twice or is not the method's.
+    """
+    kinds = option_kinds(name, method)[1]
+    for option in of_method:
+        if option in of_model:
+            raise SlimError(f"{option} is given twice, as an option of the model and of the method")
+        if option not in kinds:
+            raise unknown(f"option of method {method!r}", option, kinds)
+    return assemble(name, method, {**of_model, **of_method})
+
+
 def assemble(name: str, method: str | Slimming | None, keywords: Mapping[str, Any]) -> Backbone:
     """`create_model` with the options as a mapping, whatever their names are."""
     family, defaults, own_method, own_options = _resolve(name)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import inspect
 import math
 import types
 import typing
@@ -271,6 +272,13 @@ def kinds_of(cls: Any) -> Mapping[str, Kind]:
         return types.MappingProxyType({option: kind_of(hints[option]) for option in options})
     except (NameError, TypeError) as error:
         raise SlimError(f"{cls.__name__}: the annotation of an option cannot be read: {error}") from None
+
+
+def keywords_of(function: Callable[..., Any]) -> Mapping[str, Kind]:
+    """Keyword to kind, of the parameters of a function that have defaults."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: kind_of(hints[p.name]) for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def check(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> dict[str, Any]:

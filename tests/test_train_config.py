@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -56,9 +57,9 @@ def test_shipped_config_runs_shrunk(name, tmp_path):
         ("stages.dens.epochs", "3", ["'dens'", "did you mean 'dense'"]),
         ("seed.x", "3", ["'seed'", "value", "'x'"]),
         ("data", "3", ["'data'", "group", "batch_size"]),
-        ("data.batch_size", "many", ["data.batch_size", "'many'", "int"]),
-        ("data.batch_size", "0", ["data.batch_size", "0", "positive"]),
-        ("data.batch_size", "2.5", ["data.batch_size", "2.5", "int"]),
+        ("data.batch_size", "many", ["data.batch_size", "'many'", "whole number"]),
+        ("data.batch_size", "0", ["data.batch_size", "0", "at least 1"]),
+        ("data.batch_size", "2.5", ["data.batch_size", "2.5", "whole number"]),
         ("stages.dense.ema", "1.0", ["ema", "1.0", "[0, 1)"]),
         ("stages.dense.trainable", "backbon", ["trainable", "backbon", "backbone"]),
         ("stages.dense.trainable", "method", ["'method'", "dense"]),
@@ -68,7 +69,25 @@ def test_shipped_config_runs_shrunk(name, tmp_path):
         ("schedule", "predictor,dense", ["dense", "after"]),
         ("eval.keep_rates", "(0.9, 1.5)", ["keep_rates", "1.5"]),
         ("dist.mode", "maybe", ["maybe", "auto"]),
-        ("report.enabled", "perhaps", ["report.enabled", "'perhaps'", "bool"]),
+        ("seed", str(2**70), ["config.seed", "2147483647"]),
+        ("stages.dense.lr.backbone", "nan", ["lr.backbone", "'nan'", "number"]),
+        ("stages.dense.epochs", "inf", ["epochs", "'inf'"]),
+        ("stages.dense.weight_decay", "-1", ["weight_decay", "at least 0"]),
+        ("stages.dense.lr_scale", "(('a', 'b'),)", ["lr_scale", "'b'"]),
+        ("preprocess.mean", "nan", ["preprocess.mean", "nan", "finite"]),
+        ("preprocess.std", "0.5,inf", ["preprocess.std", "inf"]),
+        ("augment.hflip", "2", ["hflip", "[0, 1]"]),
+        ("model.options.qk_norm", "no", ["model.options.qk_norm", "'no'", "True or False"]),
+        ("method.options.hard", "0", ["method.options.hard", "True or False"]),
+        ("stages.dense.model_options.drop_path_rate", "1", ["drop_path_rate", "[0, 1)"]),
+        ("stages.dense.loss_weights.classification", "nan", ["loss_weights.classification", "number"]),
+        ("init.options.strict", "False", ["init.options", "'strict'", "init_missing"]),
+        *[
+            ("init.options.resample_pos_embed", text, ["resample_pos_embed", text, "True or False"])
+            for text in ("1", "None", "(2,)", "yes", "(-2, -8)")
+        ],
+        ("labeller.load.inference", "maybe", ["labeller.load.inference", "True or False"]),
+        ("report.enabled", "perhaps", ["report.enabled", "'perhaps'", "True or False"]),
     ],
 )
 def test_wrong_override_is_one_line(field, text, words):
@@ -80,6 +99,51 @@ def test_wrong_override_is_one_line(field, text, words):
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+def test_words_become_what_their_owner_takes():
+    words = {
+        "model.options.qk_norm": ("false", False),
+        "model.options.init_values": ("1e-5", 1e-5),
+        "method.options.hard": ("False", False),
+        "method.options.budgets": ("none", None),
+        "method.options.keep_rate": ("0.9,0.8", (0.9, 0.8)),
+        "stages.dense.model_options.drop_path_rate": ("0.1", 0.1),
+        "init.options.init_missing": ("head, life_predictor", ("head", "life_predictor")),
+        "init.options.resample_pos_embed": ("8,4", (8, 4)),
+        "data.options.allow_missing_classes": ("false", False),
+        "preprocess.std": ("0.5", (0.5,)),
+    }
+    config = tiny_config()
+    config.data.name = "folder"
+    for field, (text, value) in words.items():
+        loading.override(config, field, text)
+        *groups, last = field.split(".")
+        found = functools.reduce(lambda group, key: group[key], groups, config)[last]
+        assert found == value and type(found) is type(value), field
+    training.validate(config)
+
+
+def test_options_follow_the_names_whatever_the_order(tmp_path):
+    file = write_config(tmp_path, "")
+    overrides = [("method.options.gumbel", "false"), ("method.name", "dynamicvit"), ("method.options.locations", "2")]
+    config = training.load_config(file, overrides)
+    assert config.method.options.gumbel is False and config.method.options.locations == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eps": 0.1}, "unknown option of method 'avit' 'eps'; choices: .*halting_eps"),
+        ({"img_size": 8}, "img_size is given twice"),
+    ],
+)
+def test_an_option_has_one_place(options, words):
+    config = tiny_config()
+    config.method.name = "avit"
+    config.method.options = options
+    with pytest.raises(SlimError, match=words):
+        build.build_model(config)
 
 
 def test_overrides_take_the_type_of_the_field():
@@ -154,11 +218,15 @@ def test_broken_config_files(tmp_path):
         ("x = 1", "get_config"),
         ("def get_config():\n    return nothing", "broken.py, line 2: NameError"),
         ("def get_config():\n    return 3", "returned int"),
+        ("raise SystemExit('set DATA first')", "broken.py, line 1: SystemExit: set DATA first"),
     ):
         file.write_text(text)
         with pytest.raises(SlimError) as caught:
             training.load_config(file)
         assert words in str(caught.value) and "\n" not in str(caught.value)
+    text = file.rename(tmp_path / "config.txt")
+    with pytest.raises(SlimError, match="must be a Python file"):
+        training.load_config(text)
 
 
 def test_config_survives_its_workdir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.options import Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,17 +140,11 @@ def rate_list(text: str) -> tuple[float, ...]:
     """Comma-separated keep rates, each in (0, 1]."""
     from slimvit_jax.plan import check_keep_rate
 
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise SlimError(f"keep rate {text!r} is not a number in (0, 1], nor a comma-separated list of them") from None
-    for rate in rates:
-        check_keep_rate(rate)
-    return rates
+    return check_keep_rate(Text(text))
 
 
 def parse_options(items: list[str]) -> dict[str, Any]:
-    """["img_size=384", "class_token=False"] as keywords; values are Python literals, anything else is a string."""
+    """["img_size=384", "qk_norm=false"] as keywords; each word is read as what its option takes (`options.Text`)."""
     options: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
@@ -158,10 +152,7 @@ def parse_options(items: list[str]) -> dict[str, Any]:
             raise SlimError(f"option {item!r}: expected KEY=VALUE")
         if key in ("name", "method"):
             raise SlimError(f"--set {item}: give --{'model' if key == 'name' else key} {text}")
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[key] = text
+        options[key] = Text(text)
     return options
 
 

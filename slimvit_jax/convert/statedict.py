@@ -13,6 +13,7 @@ from slimvit_jax.arrays import as_numpy
 from slimvit_jax.convert import describe, layouts, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.options import Count
 from slimvit_jax.text import weights_option
 
 SHOWN = 5  # names per kind of problem in an error message
@@ -24,7 +25,7 @@ def from_torch(
     *,
     init_missing: str | Iterable[str] = (),
     ignore: str | Iterable[str] = (),
-    resample_pos_embed: bool | tuple[int, int] = False,
+    resample_pos_embed: bool | tuple[Count, Count] = False,
     antialias: bool = True,
     checkpoint_key: str | None = None,
     inference: bool = False,

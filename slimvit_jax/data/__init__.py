@@ -5,7 +5,7 @@ from typing import Any
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.pipeline import EvalPass, TrainIterator, eval_batches, train_iterator
 from slimvit_jax.data.source import Source
-from slimvit_jax.data.sources import open_source
+from slimvit_jax.data.sources import open_source, option_kinds
 from slimvit_jax.images.preprocess import Preprocess
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "eval_batches",
     "mixup_cutmix",
     "open_source",
+    "option_kinds",
     "prefetch_to_device",
     "train_iterator",
 ]

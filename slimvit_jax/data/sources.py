@@ -10,7 +10,7 @@ Every source can be pickled (worker processes get a copy), and nothing here impo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slimvit_jax.data.folder import open_folder
@@ -18,16 +18,17 @@ from slimvit_jax.data.idx import open_idx
 from slimvit_jax.data.source import Record, Source, parse_split, take_part
 from slimvit_jax.data.tfds_source import open_digits, open_tfds
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.options import Kind, check, keywords_of
 
-__all__ = ["Record", "Source", "open_source"]
+__all__ = ["Record", "Source", "open_source", "option_kinds"]
 
-#: Kinds that are not tfds's: how each is opened, and the options it takes.
-KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...]]] = {
-    "digits": (open_digits, ()),
-    "fashion_mnist": (open_idx, ()),
-    "folder": (open_folder, ("allow_missing_classes",)),
-}
-_TFDS = (open_tfds, ("image_key", "label_key"))
+#: How the kinds are opened that are not tfds's; a function's options are its parameters with defaults.
+KINDS: dict[str, Callable[..., Source]] = {"digits": open_digits, "fashion_mnist": open_idx, "folder": open_folder}
+
+
+def option_kinds(name: str) -> Mapping[str, Kind]:
+    """The options of a data source by name, and what each may be."""
+    return keywords_of(KINDS.get(name, open_tfds))
 
 
 def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None = None, **options: Any) -> Source:
@@ -44,12 +45,12 @@ def open_source(name: str, split: str, data_dir: str | os.PathLike[str] | None =
     Raises:
         SlimError: unknown name, split or option, a folder that is missing or empty, no images, labels out of range.
     """
-    opener, allowed = KINDS.get(name, _TFDS)
+    kinds = option_kinds(name)
     for option in options:
-        if option not in allowed:
-            raise unknown(f"option of data source {name!r}", option, allowed)
+        if option not in kinds:
+            raise unknown(f"option of data source {name!r}", option, kinds)
     base, part = parse_split(split)
-    source = opener(name, base, data_dir, **options)
+    source = KINDS.get(name, open_tfds)(name, base, data_dir, **check(kinds, options))
     if len(source) == 0:
         raise SlimError(f"data source {name!r} has no images in split {split!r} (data_dir {data_dir})")
     return source if part is None else take_part(source, split, part)

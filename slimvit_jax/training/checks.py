@@ -1,74 +1,138 @@
-"""Which values of config fields make sense; checked before any long work."""
+"""What config fields may be; checked before any long work."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
+from slimvit_jax import data
+from slimvit_jax.build import option_kinds
+from slimvit_jax.convert import from_torch
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.options import (
+    ANYTHING,
+    Count,
+    DropRate,
+    Fraction,
+    Kind,
+    Natural,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    keywords_of,
+    kind_of,
+)
 
-Check = tuple[Callable[[Any], bool], str]
+Interval = tuple[Positive, Positive]
 
-_POSITIVE: Check = (lambda v: v > 0, "must be positive")
-_NOT_NEGATIVE: Check = (lambda v: v >= 0, "must not be negative")
-_SHARE: Check = (lambda v: 0 <= v <= 1, "must lie in [0, 1]")
-_BELOW_ONE: Check = (lambda v: 0 <= v < 1, "must lie in [0, 1)")
-_FACTOR: Check = (lambda v: 0 < v <= 1, "must lie in (0, 1]")
-
-_FIELDS: dict[str, Check] = {
-    "seed": _NOT_NEGATIVE,
-    "data.batch_size": _POSITIVE,
-    "data.num_workers": _NOT_NEGATIVE,
-    "data.repeats": _POSITIVE,
-    "data.max_bad": _NOT_NEGATIVE,
-    "preprocess.crop_pct": _SHARE,
-    "mixup.mixup": _NOT_NEGATIVE,
-    "mixup.cutmix": _NOT_NEGATIVE,
-    "mixup.prob": _SHARE,
-    "mixup.switch_prob": _SHARE,
-    "eval.every_epochs": _NOT_NEGATIVE,
-    "eval.batch_size": _POSITIVE,
-    "report.images": _NOT_NEGATIVE,
-    "report.seeds": _POSITIVE,
-    "report.batch_size": _POSITIVE,
-    "log.every_steps": _POSITIVE,
-    "checkpoint.every_steps": _POSITIVE,
-    "checkpoint.keep": _POSITIVE,
-    "mesh.fsdp": _POSITIVE,
-    "mesh.smallest": _POSITIVE,
-    "mesh.cpu_devices": _NOT_NEGATIVE,
-    "profile.steps": _NOT_NEGATIVE,
-    "profile.start": _NOT_NEGATIVE,
-    "dist.num_processes": _NOT_NEGATIVE,
-}
-
-_STAGE_FIELDS: dict[str, Check] = {
-    "epochs": _NOT_NEGATIVE,
-    "steps": _NOT_NEGATIVE,
-    "lr.backbone": _NOT_NEGATIVE,
-    "lr.method": _NOT_NEGATIVE,
-    "layer_decay": _FACTOR,
-    "warmup_epochs": _NOT_NEGATIVE,
-    "final_lr": _SHARE,
-    "weight_decay": _NOT_NEGATIVE,
-    "b1": _BELOW_ONE,
-    "b2": _BELOW_ONE,
-    "eps": _POSITIVE,
-    "clip_norm": _NOT_NEGATIVE,
-    "accumulate": _POSITIVE,
-    "ema": _BELOW_ONE,
-    "label_smoothing": _BELOW_ONE,
+#: Fields that are not simply of their default's type.
+FIELDS: dict[str, Any] = {
+    "seed": Seed,
+    "data.batch_size": Count,
+    "data.num_workers": Natural,
+    "data.repeats": Count,
+    "data.max_bad": Natural,
+    "preprocess.mean": tuple[float, ...],
+    "preprocess.std": tuple[Positive, ...],
+    "preprocess.crop_pct": Fraction,
+    "augment.crop_scale": Interval,
+    "augment.crop_ratio": Interval,
+    "augment.hflip": Fraction,
+    "augment.erase_prob": Fraction,
+    "mixup.mixup": NotNegative,
+    "mixup.cutmix": NotNegative,
+    "mixup.prob": Fraction,
+    "mixup.switch_prob": Fraction,
+    "schedule": tuple[str, ...],
+    "eval.every_epochs": NotNegative,
+    "eval.batch_size": Count,
+    "eval.keep_rates": tuple[Share, ...],
+    "report.images": Natural,
+    "report.seeds": Count,
+    "report.batch_size": Count,
+    "log.every_steps": Count,
+    "checkpoint.every_steps": Count,
+    "checkpoint.keep": Count,
+    "mesh.fsdp": Count,
+    "mesh.smallest": Count,
+    "mesh.cpu_devices": Natural,
+    "profile.steps": Natural,
+    "profile.start": Natural,
+    "dist.mode": Literal["auto", "on", "off"],
+    "dist.num_processes": Natural,
 }
 
 TRAINABLE = ("all", "backbone", "method")
 
+STAGE_FIELDS: dict[str, Any] = {
+    "trainable": str | tuple[str, ...],
+    "epochs": NotNegative,
+    "steps": Natural,
+    "lr.backbone": NotNegative,
+    "lr.method": NotNegative,
+    "lr_scale": tuple[tuple[str, NotNegative], ...],
+    "layer_decay": Share,
+    "lr_schedule": Literal["cosine", "constant"],
+    "warmup_epochs": NotNegative,
+    "final_lr": Fraction,
+    "weight_decay": NotNegative,
+    "no_decay": tuple[str, ...],
+    "b1": DropRate,
+    "b2": DropRate,
+    "eps": Positive,
+    "clip_norm": NotNegative,
+    "accumulate": Count,
+    "ema": DropRate,
+    "label_smoothing": DropRate,
+}
+
+
+def kind_of_field(field: str, default: Any) -> Kind:
+    """What the field of this dotted name may be."""
+    own = FIELDS.get(field)
+    if own is None and field.startswith("stages."):
+        own = STAGE_FIELDS.get(field.split(".", 2)[2])
+    return kind_of(type(default) if own is None else own)
+
+
+def kind_in_group(config: Any, group: str, key: str) -> Kind:
+    """What a key may be of a group that holds keywords for somebody else; anything, where its owner does not know it.
+
+    Raises:
+      SlimError: for a model, method or data source that there is not, or an option that `slim.load` has not.
+    """
+    name = group.rsplit(".", 1)[-1]
+    if name == "loss_weights":
+        return kind_of(NotNegative)
+    if group in LOADING:
+        if key not in _LOAD:
+            raise unknown(f"field of config.{group}", key, _LOAD)
+        return _LOAD[key]
+    if group == "data.options":
+        kinds = data.option_kinds(config.data.name)
+    elif group == "labeller.options":
+        kinds = option_kinds(config.labeller.name)[0] if config.labeller.name else {}
+    else:
+        own, of_method = option_kinds(config.model.name, config.method.name or None)
+        kinds = of_method if name in ("method_options",) or group == "method.options" else own
+    return kinds.get(key, ANYTHING)
+
+
+def _read_names(value: Any) -> tuple[str, ...]:
+    """Names in a text, between commas, or in a tuple."""
+    return kind_of(tuple[str, ...]).read(value.replace(" ", "").split(",") if isinstance(value, str) else value)
+
+
+_NAMES = Kind("be names, in one text or a tuple", _read_names)
+#: Groups that hold options of slim.load.
+LOADING = ("init.options", "labeller.load")
+_LOAD: Mapping[str, Kind] = {**keywords_of(from_torch), "init_missing": _NAMES, "ignore": _NAMES}
+
 
 def check_values(config: Any) -> None:
-    """Raises SlimError for the first field whose value makes no sense; names and types are right already."""
-    _check_fields(config, _FIELDS, "")
-    if config.dist.mode not in ("auto", "on", "off"):
-        raise unknown("value of config.dist.mode", config.dist.mode, ("auto", "on", "off"))
+    """Raises SlimError for the first fields that do not go together; each is of its kind already."""
     if not config.schedule:
         raise SlimError("config.schedule is empty: it must name at least one stage of config.stages")
     for name in config.schedule:
@@ -76,9 +140,6 @@ def check_values(config: Any) -> None:
             raise unknown("stage in config.schedule", name, config.stages.keys())
     if len(set(config.schedule)) < len(config.schedule):
         raise SlimError(f"config.schedule={config.schedule!r} names a stage twice")
-    for rate in config.eval.keep_rates:
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise SlimError(f"config field 'eval.keep_rates' has {rate!r}; a keep rate must lie in (0, 1]")
     for name in config.schedule:
         if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
             raise SlimError(f"stage name {name!r} must be made of letters, digits, '_' and '-': it names files")
@@ -89,36 +150,17 @@ def check_values(config: Any) -> None:
 
 
 def _check_stage(stage: Any, path: str, has_method: bool) -> None:
-    _check_fields(stage, _STAGE_FIELDS, path)
     if stage.steps == 0 and stage.epochs == 0:
         raise SlimError(f"config fields '{path}epochs' and '{path}steps' are both 0: the stage would train nothing")
-    if stage.lr_schedule not in ("cosine", "constant"):
-        raise unknown(f"value of config.{path}lr_schedule", stage.lr_schedule, ("cosine", "constant"))
     if stage.slimmed and not has_method:
         raise SlimError(f"config field '{path}slimmed' is True, but config.method.name is empty")
-    if isinstance(stage.trainable, str):
-        if stage.trainable not in TRAINABLE:
-            raise unknown(f"value of config.{path}trainable", stage.trainable, TRAINABLE)
-        if stage.trainable == "method" and not stage.slimmed:
-            raise SlimError(f"config field '{path}trainable' is 'method', but the stage is dense (slimmed=False)")
-        patterns: tuple[Any, ...] = ()
-    else:
-        patterns = stage.trainable
-    scales = stage.lr_scale
-    for entry in scales:
-        if not (isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[1], (int, float))):
-            raise SlimError(f"config field '{path}lr_scale' has {entry!r}; it must hold (regular expression, factor)")
-    for pattern in (*patterns, *stage.no_decay, *(entry[0] for entry in scales)):
+    patterns = () if isinstance(stage.trainable, str) else stage.trainable
+    if not patterns and stage.trainable not in TRAINABLE:
+        raise unknown(f"value of config.{path}trainable", stage.trainable, TRAINABLE)
+    if stage.trainable == "method" and not stage.slimmed:
+        raise SlimError(f"config field '{path}trainable' is 'method', but the stage is dense (slimmed=False)")
+    for pattern in (*patterns, *stage.no_decay, *(entry[0] for entry in stage.lr_scale)):
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except re.error as error:
             raise SlimError(f"{pattern!r} in config.{path[:-1]} is no regular expression: {error}") from error
-
-
-def _check_fields(group: Any, table: dict[str, Check], path: str) -> None:
-    for field, (holds, text) in table.items():
-        value = group
-        for part in field.split("."):
-            value = value[part]
-        if not holds(value):
-            raise SlimError(f"config field '{path}{field}' is {value!r}; it {text}")

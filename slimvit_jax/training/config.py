@@ -134,12 +134,13 @@ def add_stage(config: ConfigDict, name: str, **fields: Any) -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Checks names, types and values; returns a config with integers made floats where floats are due.
+    """Checks names, types and values; returns the config, every value in the form that its field stores.
 
     Raises:
       SlimError: naming the first wrong field, its value and the choices.
     """
     _check_group(config, reference(config), "")
+    _check_free(config, config, "")
     checks.check_values(config)
     return config
 
@@ -182,19 +183,15 @@ def _check_group(group: ConfigDict, reference: dict[str, Any], path: str) -> Non
                 _check_group(value, default, f"{field}.")
             continue
         with group.ignore_type():
-            group[key] = _checked_type(field, value, default)
+            group[key] = checks.kind_of_field(field, default).value(f"config.{field}", value)
 
 
-def _checked_type(field: str, value: Any, default: Any) -> Any:
-    if field.endswith(".trainable") and isinstance(value, (tuple, list)):
-        return tuple(value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if type(value) is not type(default):
-        raise SlimError(f"config field {field!r} is {value!r}; it must be of type {type(default).__name__}")
-    return value
+def _check_free(config: ConfigDict, group: ConfigDict, path: str) -> None:
+    for key in group.keys():
+        if isinstance(group[key], ConfigDict) and not is_free(path):
+            _check_free(config, group[key], f"{path}.{key}" if path else key)
+        elif is_free(path):  # stored as given: the owner puts it into its form
+            checks.kind_in_group(config, path, key).value(f"config.{path}.{key}", group[key])
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import traceback
 from collections.abc import Iterable
@@ -12,6 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.options import Text
+from slimvit_jax.training import checks
 from slimvit_jax.training.config import is_free, reference, unknown_field, validate
 
 #: Where configs are looked for by name: under the current folder, and beside the package in a source tree.
@@ -47,6 +48,8 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> 
       SlimError: no such file, a file that fails, an unknown field, a wrong type or value.
     """
     path = find_config(path)
+    if path.suffix != ".py":
+        raise SlimError(f"config {str(path)!r} must be a Python file (.py) with get_config()")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -55,7 +58,7 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> 
         config = module.get_config()
     except SlimError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = next(
             (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
         )
@@ -65,8 +68,9 @@ def load_config(path: str | Path, overrides: Iterable[tuple[str, str]] = ()) -> 
         ) from error
     if not isinstance(config, ConfigDict):
         raise SlimError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    for field, text in overrides:
-        override(config, field, text)
+    pairs = list(overrides)
+    for field, text in sorted(pairs, key=lambda pair: is_free(pair[0].rpartition(".")[0])):
+        override(config, field, text)  # names of models and methods before their options
     return validate(config)
 
 
@@ -90,7 +94,7 @@ def parse_overrides(arguments: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
-    """Sets one dotted field from its text. A string field takes the text as it is, others a Python literal."""
+    """Sets one dotted field from its text, read as what the field takes."""
     *parents, last = field.split(".")
     holder: Any = config
     defaults = reference(config)
@@ -104,23 +108,12 @@ def override(config: ConfigDict, field: str, text: str) -> None:
         raise unknown_field(field, _at(defaults, path[:-1]))
     if isinstance(holder.get(last), ConfigDict):
         raise SlimError(f"config field {field!r} is a group; set one of its fields: {', '.join(holder[last].keys())}")
-    default = None if free else _at(defaults, field)
+    if free:
+        kind = checks.kind_in_group(config, path[:-1], last)
+    else:
+        kind = checks.kind_of_field(field, _at(defaults, field))
     with holder.ignore_type():
-        holder[last] = _literal(field, text, default)
-
-
-def _literal(field: str, text: str, default: Any) -> Any:
-    if isinstance(default, bool) and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, str) and not isinstance(value, (str, tuple, list)):
-        return text
-    if isinstance(default, tuple) and not isinstance(value, (tuple, list)):
-        value = tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else (value,)
-    return tuple(value) if isinstance(value, list) else value
+        holder[last] = kind.value(f"config.{field}", Text(text))
 
 
 def _at(defaults: Any, path: str) -> Any:
