@@ -166,12 +166,16 @@ _PLAIN: dict[Any, Kind] = {
 _PLAIN[type(None)] = _PLAIN[None]
 
 
-@functools.cache
 def kind_of(annotation: Any) -> Kind:
     """The kind that an annotation means: bool, int, float (finite), str, None, a class, Literal, a union, a tuple.
 
     `Annotated[T, ...]` narrows T by a `Range`, or is the `Kind` in it.
     """
+    return _kind_of(annotation)
+
+
+@functools.cache
+def _kind_of(annotation: Any) -> Kind:
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -263,9 +267,13 @@ def one_or_several(entry: Any) -> Kind:
 BINDING = frozenset({"geometry", "slim", "preprocess", "parent", "name"})
 
 
-@functools.cache
 def kinds_of(cls: Any) -> Mapping[str, Kind]:
     """Option to kind, of the dataclass fields of a method or backbone; what binds it to others is no option."""
+    return _kinds_of(cls)
+
+
+@functools.cache
+def _kinds_of(cls: Any) -> Mapping[str, Kind]:
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
         options = [field.name for field in dataclasses.fields(cls) if field.name not in BINDING]

@@ -1,100 +1,18 @@
-"""What config fields may be; checked before any long work."""
+"""Which fields of a config go together, and what its keywords for others may be; checked before any long work."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from slimvit_jax import data
 from slimvit_jax.build import option_kinds
 from slimvit_jax.convert import from_torch
 from slimvit_jax.errors import SlimError, unknown
-from slimvit_jax.options import (
-    ANYTHING,
-    Count,
-    DropRate,
-    Fraction,
-    Kind,
-    Natural,
-    NotNegative,
-    Positive,
-    Seed,
-    Share,
-    keywords_of,
-    kind_of,
-)
-
-Interval = tuple[Positive, Positive]
-
-#: Fields that are not simply of their default's type.
-FIELDS: dict[str, Any] = {
-    "seed": Seed,
-    "data.batch_size": Count,
-    "data.num_workers": Natural,
-    "data.repeats": Count,
-    "data.max_bad": Natural,
-    "preprocess.mean": tuple[float, ...],
-    "preprocess.std": tuple[Positive, ...],
-    "preprocess.crop_pct": Fraction,
-    "augment.crop_scale": Interval,
-    "augment.crop_ratio": Interval,
-    "augment.hflip": Fraction,
-    "augment.erase_prob": Fraction,
-    "mixup.mixup": NotNegative,
-    "mixup.cutmix": NotNegative,
-    "mixup.prob": Fraction,
-    "mixup.switch_prob": Fraction,
-    "schedule": tuple[str, ...],
-    "eval.every_epochs": NotNegative,
-    "eval.batch_size": Count,
-    "eval.keep_rates": tuple[Share, ...],
-    "report.images": Natural,
-    "report.seeds": Count,
-    "report.batch_size": Count,
-    "log.every_steps": Count,
-    "checkpoint.every_steps": Count,
-    "checkpoint.keep": Count,
-    "mesh.fsdp": Count,
-    "mesh.smallest": Count,
-    "mesh.cpu_devices": Natural,
-    "profile.steps": Natural,
-    "profile.start": Natural,
-    "dist.mode": Literal["auto", "on", "off"],
-    "dist.num_processes": Natural,
-}
+from slimvit_jax.options import ANYTHING, Kind, NotNegative, keywords_of, kind_of
 
 TRAINABLE = ("all", "backbone", "method")
-
-STAGE_FIELDS: dict[str, Any] = {
-    "trainable": str | tuple[str, ...],
-    "epochs": NotNegative,
-    "steps": Natural,
-    "lr.backbone": NotNegative,
-    "lr.method": NotNegative,
-    "lr_scale": tuple[tuple[str, NotNegative], ...],
-    "layer_decay": Share,
-    "lr_schedule": Literal["cosine", "constant"],
-    "warmup_epochs": NotNegative,
-    "final_lr": Fraction,
-    "weight_decay": NotNegative,
-    "no_decay": tuple[str, ...],
-    "b1": DropRate,
-    "b2": DropRate,
-    "eps": Positive,
-    "clip_norm": NotNegative,
-    "accumulate": Count,
-    "ema": DropRate,
-    "label_smoothing": DropRate,
-}
-
-
-def kind_of_field(field: str, default: Any) -> Kind:
-    """What the field of this dotted name may be."""
-    own = FIELDS.get(field)
-    if own is None and field.startswith("stages."):
-        own = STAGE_FIELDS.get(field.split(".", 2)[2])
-    return kind_of(type(default) if own is None else own)
 
 
 def kind_in_group(config: Any, group: str, key: str) -> Kind:
@@ -116,7 +34,7 @@ def kind_in_group(config: Any, group: str, key: str) -> Kind:
         kinds = option_kinds(config.labeller.name)[0] if config.labeller.name else {}
     else:
         own, of_method = option_kinds(config.model.name, config.method.name or None)
-        kinds = of_method if name in ("method_options",) or group == "method.options" else own
+        kinds = of_method if name == "method_options" or group == "method.options" else own
     return kinds.get(key, ANYTHING)
 
 

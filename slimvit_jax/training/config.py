@@ -2,7 +2,7 @@
 
 A config is an ml_collections.ConfigDict. A file under configs/ defines `get_config()`, starts from `default_config()`
 and says only what differs. Sub-dicts named in FREE take any keys: they go as keywords to create_model, slim.load or
-open_source, which check them. Everything else is checked here against the defaults, name by name and type by type.
+open_source. Everything else is a field of `fields`, which says what it may be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slimvit_jax.errors import SlimError, unknown
-from slimvit_jax.training import checks
+from slimvit_jax.training import checks, fields
 
 #: Fields that hold keywords for somebody else.
 FREE = ("model.options", "method.options", "init.options", "data.options", "teacher.options", "labeller.options",
@@ -25,104 +25,19 @@ HARMLESS = ("log", "checkpoint", "profile", "report", "eval", "mesh", "dist", "c
 
 
 def stage_defaults() -> ConfigDict:
-    """One stage of training: who learns, for how long, how fast, by which losses."""
-    return ConfigDict(
-        {
-            "slimmed": True,  # False: the dense model, without the method
-            "trainable": "all",  # "all", "backbone", "method", or regular expressions over parameter paths
-            "epochs": 1.0,
-            "steps": 0,  # > 0: instead of epochs
-            "lr": {"backbone": 1e-3, "method": 0.0},  # method 0: the backbone's times the method's own factor
-            "lr_scale": (),  # ((regular expression, factor), ...), the first match counts
-            "layer_decay": 1.0,  # learning rate factor per layer, downwards
-            "lr_schedule": "cosine",  # or "constant", both after the warm-up
-            "warmup_epochs": 0.0,
-            "final_lr": 0.0,  # of the cosine, relative to its peak
-            "weight_decay": 0.05,
-            "no_decay": (
-                r".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed|poss|attention_biases)",
-            ),  # beside all 1-d ones
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "clip_norm": 0.0,  # 0: off
-            "accumulate": 1,  # micro-batches per step
-            "ema": 0.0,  # decay of the average of the weights that are stored; 0: off
-            "label_smoothing": 0.0,
-            "augment": True,  # False: the stage trains on images prepared as for evaluation
-            "mixup": True,  # False: no mixup and no cutmix in this stage
-            "model_options": {},  # on top of model.options, e.g. drop_path_rate
-            "method_options": {},  # on top of method.options, e.g. keep_rate or budgets
-            "loss_weights": {},  # on top of the method's own; any method can have "distillation"
-        }
-    )
+    """One stage of training."""
+    return ConfigDict(fields.defaults(fields.STAGE))
 
 
 def default_config() -> ConfigDict:
     """Every field with its default."""
-    return ConfigDict(
-        {
-            "name": "run",
-            "seed": 0,
-            "model": {"name": "vit", "options": {}},
-            "method": {"name": "life_regression", "options": {}},
-            # weights to start from: a file or "hf-hub:timm/NAME"; fresh_method: they are a dense model's
-            "init": {"path": "", "fresh_method": True, "options": {}},
-            # the frozen dense model that some methods learn from: the config's own, with these options on top
-            "teacher": {"options": {}},
-            # a fixed network that gives further labels, for a distillation head or for LV-ViT's patches: a model of
-            # this library by name, its options, its weights as `init.path`, and options of slim.load
-            "labeller": {"name": "", "options": {}, "path": "", "load": {}},
-            "data": {
-                "name": "digits",
-                "train_split": "train",
-                "eval_split": "test",
-                "data_dir": "",
-                "batch_size": 64,  # over all devices
-                "num_workers": 0,
-                "repeats": 1,  # repeated augmentation
-                "max_bad": 0,  # images that may be skipped as unreadable; 0: the pipeline's own limit
-                "options": {},
-            },
-            "preprocess": {"mean": (), "std": (), "interpolation": "", "crop_pct": 0.0},  # empty: the model's own
-            "augment": {
-                "kind": "none",
-                "interpolation": "",
-                "crop_scale": (0.08, 1.0),
-                "crop_ratio": (3 / 4, 4 / 3),
-                "hflip": 0.0,
-                "color_jitter": 0.0,
-                "randaugment": "",
-                "erase_prob": 0.0,
-                "erase_mode": "pixel",
-                "shift": 0.0,
-                "rotate": 0.0,
-                "scale": 0.0,
-            },
-            "mixup": {"mixup": 0.0, "cutmix": 0.0, "prob": 1.0, "switch_prob": 0.5},
-            "schedule": (),  # stages in order, each a key of `stages`
-            "stages": {},
-            "eval": {"every_epochs": 0.0, "batch_size": 64, "keep_rates": (0.9, 0.8, 0.7, 0.5)},
-            "report": {"enabled": True, "images": 4, "seeds": 5, "batch_size": 64},
-            "log": {"every_steps": 10, "tensorboard": True},
-            "checkpoint": {"every_steps": 500, "keep": 2},
-            # fsdp: devices that share one copy of the arrays of at least `smallest` elements; cpu_devices: virtual,
-            # 0: as the environment says
-            "mesh": {"fsdp": 1, "smallest": 16384, "cpu_devices": 0},
-            "profile": {
-                "steps": 0,
-                "start": 10,
-            },  # a trace of so many steps of each stage, after so many in this process
-            "cache_dir": "~/.cache/slimvit_jax/xla",  # compiled programs; "": none
-            "dist": {"mode": "auto", "coordinator": "", "num_processes": 0, "process_id": -1},
-        }
-    )
+    return ConfigDict(fields.defaults(fields.CONFIG))
 
 
-def add_stage(config: ConfigDict, name: str, **fields: Any) -> ConfigDict:
+def add_stage(config: ConfigDict, name: str, **values: Any) -> ConfigDict:
     """Appends a stage; sub-dicts (`lr`, `model_options`, ...) are given as dicts. Returns the stage."""
     stage = stage_defaults()
-    for key, value in fields.items():
+    for key, value in values.items():
         if isinstance(value, Mapping) and isinstance(stage.get(key), ConfigDict):
             stage[key].update(value)
             continue
@@ -146,12 +61,10 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 
 def reference(config: ConfigDict) -> dict[str, Any]:
-    """Every field that a config with these stages can have, with its default."""
-    defaults = default_config().to_dict()
+    """Every field that a config with these stages can have, see `fields`."""
     stages = config.get("stages")
     names = list(stages.keys()) if isinstance(stages, ConfigDict) else []
-    defaults["stages"] = {name: stage_defaults().to_dict() for name in names}
-    return defaults
+    return {**fields.CONFIG, "stages": dict.fromkeys(names, fields.STAGE)}
 
 
 def is_free(path: str) -> bool:
@@ -167,23 +80,22 @@ def unknown_field(field: str, siblings: Any) -> SlimError:
     return unknown(f"field of config.{parent}" if parent else "config field", name, siblings)
 
 
-def _check_group(group: ConfigDict, reference: dict[str, Any], path: str) -> None:
+def _check_group(group: ConfigDict, reference: Mapping[str, Any], path: str) -> None:
     for key in group.keys():
         if key not in reference:
             raise unknown_field(f"{path}{key}", reference)
-    for key, default in reference.items():
-        field = f"{path}{key}"
+    for key, field in reference.items():
+        name = f"{path}{key}"
         if key not in group:
-            raise SlimError(f"config field {field!r} is missing; its default is {default!r}")
+            raise SlimError(f"config field {name!r} is missing; its default is {fields.default_of(field)!r}")
         value = group[key]
-        if isinstance(default, dict):
-            if not isinstance(value, ConfigDict):
-                raise SlimError(f"config field {field!r} is {value!r}; it must be a group of fields")
-            if not is_free(field):
-                _check_group(value, default, f"{field}.")
-            continue
-        with group.ignore_type():
-            group[key] = checks.kind_of_field(field, default).value(f"config.{field}", value)
+        if not isinstance(field, dict):
+            with group.ignore_type():
+                group[key] = fields.kind_of_field(field).value(f"config.{name}", value)
+        elif not isinstance(value, ConfigDict):
+            raise SlimError(f"config field {name!r} is {value!r}; it must be a group of fields")
+        elif not is_free(name):
+            _check_group(value, field, f"{name}.")
 
 
 def _check_free(config: ConfigDict, group: ConfigDict, path: str) -> None:
@@ -237,8 +149,8 @@ def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
 
 def _fill(group: ConfigDict, reference: Mapping[str, Any], path: str) -> None:
     """Gives `group` the fields of the reference that it lacks."""
-    for key, default in reference.items():
+    for key, field in reference.items():
         if key not in group:
-            group[key] = ConfigDict(default) if isinstance(default, dict) else default
-        elif isinstance(default, dict) and isinstance(group[key], ConfigDict) and not is_free(f"{path}{key}"):
-            _fill(group[key], default, f"{path}{key}.")
+            group[key] = ConfigDict(fields.defaults(field)) if isinstance(field, dict) else fields.default_of(field)
+        elif isinstance(field, dict) and isinstance(group[key], ConfigDict) and not is_free(f"{path}{key}"):
+            _fill(group[key], field, f"{path}{key}.")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.options import Text
-from slimvit_jax.training import checks
+from slimvit_jax.training import checks, fields
 from slimvit_jax.training.config import is_free, reference, unknown_field, validate
 
 #: Where configs are looked for by name: under the current folder, and beside the package in a source tree.
@@ -111,7 +111,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     if free:
         kind = checks.kind_in_group(config, path[:-1], last)
     else:
-        kind = checks.kind_of_field(field, _at(defaults, field))
+        kind = fields.kind_of_field(_at(defaults, field))
     with holder.ignore_type():
         holder[last] = kind.value(f"config.{field}", Text(text))
 
