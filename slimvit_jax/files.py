@@ -1,7 +1,8 @@
-"""Writing files so that a reader sees a whole file or none."""
+"""Writing files so that a reader sees a whole file or none; reading text files of any origin."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -10,6 +11,8 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from slimvit_jax.errors import SlimError
 
 
 @contextlib.contextmanager
@@ -33,6 +36,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, or of a UTF-16 one that says so by its byte order mark; the mark is no part of it.
+
+    Raises:
+      SlimError: the file is not there, or its bytes are neither.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SlimError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    codec = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        text = data.decode(codec)
+    except UnicodeDecodeError as error:
+        where = f"line {data.count(10, 0, error.start) + 1}, byte 0x{data[error.start]:02x}"
+        raise SlimError(f"{str(path)!r} is not UTF-8 text ({where}); save it as UTF-8") from None
+    if "\0" in text:
+        raise SlimError(f"{str(path)!r} is not UTF-8 text (it holds zero bytes); save it as UTF-8")
+    return text
 
 
 def write_text(path: str | Path, text: str) -> None:

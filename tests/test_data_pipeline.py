@@ -66,6 +66,11 @@ def assert_same(first, second):
             np.testing.assert_array_equal(a[key], b[key])
 
 
+def assert_in_own_memory(batches):
+    """Not in a worker's shared memory, which would be held, and warned of at exit, for as long as a batch is kept."""
+    assert all(type(array) is np.ndarray for batch in batches for array in batch.values())
+
+
 def test_training_batches_do_not_depend_on_the_workers(photos):
     source = open_source("folder", "train", photos)
     kwargs = dict(preprocess=Preprocess(16), augment=CROP, seed=3, batch_size=6)
@@ -73,7 +78,9 @@ def test_training_batches_do_not_depend_on_the_workers(photos):
     assert expected[0]["image"].shape == (6, 16, 16, 3) and expected[0]["image"].dtype == np.float32
     assert expected[0]["label"].dtype == np.int32 and expected[0]["mask"].tolist() == [1.0] * 6
     iterator = train_iterator(source, **kwargs, num_workers=2)
-    assert_same(expected[:5], take(iterator, 5))
+    parallel = take(iterator, 5)
+    assert_same(expected[:5], parallel)
+    assert_in_own_memory(parallel)
     state = iterator.get_state()
     iterator.close()
     resumed = train_iterator(source, **kwargs)  # with another number of workers
@@ -168,7 +175,9 @@ def test_evaluation_sees_every_image_once(count, batch, processes, devices, cach
 def test_evaluation_with_workers_and_limit(photos):
     source = open_source("folder", "train", photos)
     kwargs = dict(preprocess=Preprocess(16), batch_size=6)
-    assert_same(list(eval_batches(source, **kwargs)), list(eval_batches(source, **kwargs, num_workers=1)))
+    parallel = list(eval_batches(source, **kwargs, num_workers=1))
+    assert_same(list(eval_batches(source, **kwargs)), parallel)
+    assert_in_own_memory(parallel)
     assert sum(b["mask"].sum() for b in eval_batches(source, **kwargs, limit=7)) == 7
 
 

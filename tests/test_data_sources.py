@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from slimvit_jax.data import Preprocess, eval_batches, open_source
+from slimvit_jax.data import Preprocess, eval_batches, open_source, samples
 from slimvit_jax.data.digits import prepare, stratified_split
 from slimvit_jax.data.idx import read_idx
 from slimvit_jax.errors import SlimError
+from slimvit_jax.files import read_text
 from slimvit_jax.images.decode import decode, to_array
 
 
@@ -213,6 +214,32 @@ def test_a_model_gets_as_many_classes_as_the_data(tmp_path):
     write_folder(tmp_path / "other", {"a": 5, "d": 5}, "val", size=(2, 2))
     with pytest.raises(SlimError, match="lacks classes of train/: 'b'"):
         build_sources(load_config("image_folder", [("data.data_dir", str(tmp_path / "other"))]))
+
+
+def test_samples_are_of_many_classes(digits_dir, tmp_path):
+    write_folder(tmp_path, {"a": 3, "b": 1, "c": 3, "d": 3, "e": 3}, size=(2, 2))
+    source = open_source("folder", "train", tmp_path)
+    labels = lambda count: [record["label"] for record in samples(source, count)]
+    assert [labels(count) for count in (0, 1, 3, 5)] == [[], [0], [0, 1, 3], [0, 1, 2, 3, 4]]
+    assert labels(8) == [0, 1, 2, 3, 4, 0, 2, 3] and sorted(labels(99)) == source.labels.tolist()
+    source = open_source("digits", "test", digits_dir)  # nobody knows its labels before reading
+    assert [record["name"] for record in samples(source, 2)] == ["digits/test[0]", "digits/test[1]"]
+
+
+def test_text_files_of_any_origin(tmp_path):
+    path = tmp_path / "names.txt"
+    for codec in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_text("Käfer\nÉcureuil\n", encoding=codec)
+        assert read_text(path).splitlines() == ["Käfer", "Écureuil"], codec
+    path.write_text("Fuchs\nKäfer\n", encoding="latin-1")
+    with pytest.raises(SlimError, match=r"names.txt' is not UTF-8 text \(line 2, byte 0xe4\); save it as UTF-8"):
+        read_text(path)
+    for codec in ("utf-16-le", "utf-32"):
+        path.write_text("Fuchs", encoding=codec)
+        with pytest.raises(SlimError, match="not UTF-8 text"):
+            read_text(path)
+    with pytest.raises(SlimError, match="cannot read .*: Is a directory"):
+        read_text(tmp_path)
 
 
 def test_what_is_no_data_of_a_folder(tmp_path):

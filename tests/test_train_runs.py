@@ -54,9 +54,18 @@ def straight(tmp_path_factory):
 def test_a_run_leaves_what_it_says(straight):
     path = straight.workdir
     assert list(straight.variables) == ["dense", "predictor", "backbone"]
-    assert {"config.json", "environment.json", "metrics.jsonl", "stages.json", "weights", "checkpoints"} <= {
-        entry.name for entry in path.iterdir()
-    }
+    assert {
+        "config.json",
+        "environment.json",
+        "data.json",
+        "metrics.jsonl",
+        "stages.json",
+        "weights",
+        "checkpoints",
+    } <= {entry.name for entry in path.iterdir()}
+    data = json.loads((path / "data.json").read_text())
+    assert data["class_names"] == [str(digit) for digit in range(10)]
+    assert data["evaluation"] == {"split": "test", "images": 360}
     train = lines(path)
     assert [entry["step"] for entry in train] == list(range(1, 13))
     keys = {"stage", "stage_step", "epoch", "loss", "loss_classification", "accuracy", "grad_norm", "lr"}

@@ -27,6 +27,7 @@ from slimvit_jax.analysis.evaluate import (
     random_lives,
 )
 from slimvit_jax.analysis.flops import flops
+from slimvit_jax.data import samples
 from slimvit_jax.files import write_json, write_text
 
 _ROUNDS = 15
@@ -231,7 +232,7 @@ class _Measurement:
             "speed": visualize.draw_accuracy_speed(folder / "accuracy_speed.png", series, title=title, dense="dense"),
         }
         count = min(int(self.config.report.images), len(self.source))
-        records = [self.source[i] for i in range(count)]
+        records = samples(self.source, count)
         run = self.budgets.get(self._trained_rate()) or next(iter(self.budgets.values()))
         if count:
             pixels = np.stack([self.prepare.pixels(record["image"], record["name"]) for record in records])

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from slimvit_jax.analysis import pictures
     from slimvit_jax.analysis.evaluate import Inference
     from slimvit_jax.analysis.visualize import DRAWN_FORMATS
+    from slimvit_jax.data import samples
 
     if args.format not in DRAWN_FORMATS:
         raise unknown("picture format", args.format, DRAWN_FORMATS)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         source = common.open_source(args, target)
         names = names or source.class_names
-        records = [source[i] for i in range(min(args.count, len(source)))]
+        records = samples(source, args.count)
         pixels = np.stack([prepare.pixels(record["image"], record["name"]) for record in records])
         titles = [names[record["label"]] for record in records]
     variables = target.load()

@@ -142,7 +142,8 @@ class TrainBatches:
         for row in np.flatnonzero(batch["erase"][:, 2]).tolist():
             random = np.random.default_rng((self._seed, 2, first + row))
             erase(images[row], tuple(batch["erase"][row].tolist()), self._augment.erase_mode, random)
-        return {"image": images, "label": batch["label"], "mask": np.ones(len(images), np.float32)}
+        # A copy: what workers send lies in shared memory, which whoever keeps the batch would hold past the end.
+        return {"image": images, "label": np.array(batch["label"]), "mask": np.ones(len(images), np.float32)}
 
     def _read(self, position: int, skipped: list[int]) -> tuple[np.ndarray, int, Box]:
         """The (H, W, C) uint8 image for a position, its label and the box to erase."""
@@ -198,7 +199,8 @@ class EvalBatches:
         """Adds "mask" and normalises."""
         images, real = self._preprocess.normalise(batch["image"]), batch["index"] >= 0
         images[~real] = 0
-        return {**batch, "image": images, "mask": real.astype(np.float32)}
+        kept = {key: np.array(batch[key]) for key in ("label", "index")}  # a copy, as in training
+        return {**kept, "image": images, "mask": real.astype(np.float32)}
 
     def _open(self, index: int) -> Any:
         try:

@@ -145,6 +145,22 @@ def interleaved(labels: np.ndarray) -> np.ndarray:
     return np.argsort(keys, kind="stable")
 
 
+def samples(source: Source, count: int) -> list[Record]:
+    """So many images to look at, of as many classes as there are; the same ones every time.
+
+    Where the labels are not known the first images are taken: tfds shuffles when it writes.
+    """
+    count = min(count, len(source))
+    if source.labels is None:
+        return [source[index] for index in range(count)]
+    by_class = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
+    apart = [
+        by_class[place] for place in np.linspace(0, len(by_class) - 1, min(count, len(by_class))).round().astype(int)
+    ]
+    turns = [members[turn] for turn in range(count) for members in apart if turn < len(members)]
+    return [source[int(index)] for index in turns[:count]]
+
+
 def default_data_dir() -> Path:
     """$SLIMVIT_DATA_DIR, or slimvit_jax/data under the user's cache folder."""
     if given := os.environ.get("SLIMVIT_DATA_DIR"):

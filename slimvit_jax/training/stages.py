@@ -72,7 +72,7 @@ def run(config: Any, workdir: str | Path, labeller: Any = None) -> RunResult:
             raise SlimError(f"config.data.batch_size={size} exceeds the {len(source)} training images")
         steps_per_epoch = build.train_data(config, config.stages[config.schedule[0]], 0, source).steps_per_epoch
         stages = [build.build_stage(config, name, steps_per_epoch, mesh, labeller) for name in config.schedule]
-        folder.describe()
+        folder.describe(source, eval_source)
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, logs.event)
         with Interrupt() as interrupt:
             shared = Run(config, folder.path, mesh, logs, checkpoints, interrupt, source, eval_source)

@@ -2,7 +2,8 @@
 
 config.json       the resolved config            environment.json   versions, devices, git state, command
 lock              held while a run is going      stages.json        done stages: steps, seconds, metrics
-weights/STAGE.safetensors                        checkpoints/STEP/  corrupt/STEP/
+data.json         class names, images per split   weights/STAGE.safetensors
+checkpoints/STEP/  corrupt/STEP/
 metrics.jsonl     tb/  profile/                  (see logs.py)
 """
 
@@ -68,10 +69,13 @@ class Workdir:
         if self.first_process:
             write_json(file, plain)
 
-    def describe(self) -> None:
-        """Writes environment.json."""
+    def describe(self, train: Any, held_out: Any) -> None:
+        """Writes environment.json and data.json, of the two sources."""
         if self.first_process:
             write_json(self.path / "environment.json", environment())
+            images = {"train": train, "evaluation": held_out}
+            facts = {use: {"split": source.split, "images": len(source)} for use, source in images.items()}
+            write_json(self.path / "data.json", {"name": train.name, "class_names": train.class_names, **facts})
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The stages that are done, by name, with what is known of them."""
