@@ -154,9 +154,8 @@ def samples(source: Source, count: int) -> list[Record]:
     if source.labels is None:
         return [source[index] for index in range(count)]
     by_class = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
-    apart = [
-        by_class[place] for place in np.linspace(0, len(by_class) - 1, min(count, len(by_class))).round().astype(int)
-    ]
+    shown = min(count, len(by_class))
+    apart = [by_class[place * len(by_class) // shown] for place in range(shown)]
     turns = [members[turn] for turn in range(count) for members in apart if turn < len(members)]
     return [source[int(index)] for index in turns[:count]]
 
