@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.files import read_text
 from slimvit_jax.options import Text
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def open_source(args: argparse.Namespace, target: Target) -> Source:
         source = target.run.source(args.split, args.data_dir)
     else:
         raise SlimError("--data NAME is missing: digits, fashion_mnist, folder, or a TFDS name")
-    if target.model.num_classes and source.num_classes > target.model.num_classes:
+    if target.model.num_classes and source.num_classes != target.model.num_classes:
         raise SlimError(
             f"{source.name} has {source.num_classes} classes, the model {target.model.num_classes};"
             " it takes other data or other weights"
@@ -257,12 +258,9 @@ def open_source(args: argparse.Namespace, target: Target) -> Source:
 def class_names(args: argparse.Namespace, target: Target) -> tuple[str, ...]:
     """Names of the classes: lines of the file --classes, or those of the run's data; empty where nobody knows them."""
     if args.classes:
-        path = Path(args.classes)
-        if not path.is_file():
-            raise SlimError(f"no file of class names {args.classes!r}")
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
+        names = tuple(read_text(args.classes).splitlines())
         if len(names) != target.model.num_classes:
-            raise SlimError(f"{path} has {len(names)} lines, the model {target.model.num_classes} classes")
+            raise SlimError(f"{args.classes} has {len(names)} lines, the model {target.model.num_classes} classes")
         return names
     return target.run.class_names if target.run is not None else ()
 
