@@ -61,6 +61,13 @@ def close(ours: Any, reference: np.ndarray, atol: float = 1e-4) -> None:
     )
 
 
+def groups(owner: Any) -> np.ndarray:
+    """Owners (B, L), -1 for none, as the goldens name them: by the smallest original token of the same owner."""
+    owner = np.asarray(owner)
+    together = owner[:, :, None] == owner[:, None, :]
+    return np.where(owner < 0, -1, together.argmax(axis=2))
+
+
 def random_variables(model: Any, seed: int = 0) -> dict[str, Any]:
     """Variables without running `init`: kernels keep the scale of their input, nothing is zero."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *model.img_size, model.in_chans)))

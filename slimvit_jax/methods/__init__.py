@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slimvit_jax.methods.ats import ATS
 from slimvit_jax.methods.avit import AViT
+from slimvit_jax.methods.diffrate import DiffRate
 from slimvit_jax.methods.dpcknn import DPCKNN
 from slimvit_jax.methods.dtem import DTEM
 from slimvit_jax.methods.dynamicvit import DynamicViT
@@ -14,9 +15,11 @@ from slimvit_jax.methods.kmedoids import KMedoids
 from slimvit_jax.methods.life_regression import LifeRegression
 from slimvit_jax.methods.mctf import MCTF
 from slimvit_jax.methods.patchmerger import PatchMerger
+from slimvit_jax.methods.pitome import PiToMe
 from slimvit_jax.methods.random import Random
 from slimvit_jax.methods.sinkhorn import Sinkhorn
 from slimvit_jax.methods.sit import SiT
+from slimvit_jax.methods.tofu import ToFu
 from slimvit_jax.methods.tome import ToMe
 from slimvit_jax.methods.topk import TopK
 from slimvit_jax.slimming import Slimming
@@ -29,6 +32,7 @@ METHODS: dict[str, type[Slimming]] = {
         AViT,
         DPCKNN,
         DTEM,
+        DiffRate,
         DynamicViT,
         EViT,
         Evo,
@@ -36,9 +40,11 @@ METHODS: dict[str, type[Slimming]] = {
         KMedoids,
         MCTF,
         PatchMerger,
+        PiToMe,
         Random,
         Sinkhorn,
         SiT,
+        ToFu,
         ToMe,
         TopK,
     )
@@ -49,6 +55,7 @@ __all__ = [
     "AViT",
     "DPCKNN",
     "DTEM",
+    "DiffRate",
     "DynamicViT",
     "EViT",
     "Evo",
@@ -58,10 +65,12 @@ __all__ = [
     "MCTF",
     "METHODS",
     "PatchMerger",
+    "PiToMe",
     "Random",
     "SiT",
     "Sinkhorn",
     "Slimming",
+    "ToFu",
     "ToMe",
     "TopK",
 ]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.methods.merging import Merging
 from slimvit_jax.ops import attention as attention_ops
 from slimvit_jax.ops import fusion, merge
 from slimvit_jax.options import Natural, Positive, Range
 from slimvit_jax.plan import Geometry, Plan, check_locations
-from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Array = jax.Array
 FEWEST = 9
 
 
-class MCTF(Slimming, kw_only=True):
+class MCTF(Merging, kw_only=True):
     """Inside a layer, in front of its attention, r tokens fuse that are similar, unimportant and small.
 
         A       = softmax(q k^T / sqrt(d) + log s) of LN1(x), over the tokens still apart
@@ -52,11 +53,9 @@ class MCTF(Slimming, kw_only=True):
       layers: 1-based, increasing; None: all but the first.
       tau_sim, tau_info, tau_size: the larger, the less a criterion says.
       bidirectional: False: all r fuse from even into odd places.
-      track_source: tap "source" (B, tokens held, P + N) uint8: which original tokens each token at the end is made of.
     """
 
     method = "mctf"
-    merges = True
 
     r: Natural | Annotated[float, Range(above=0, below=1)] = 16
     layers: tuple[int, ...] | None = None
@@ -64,7 +63,6 @@ class MCTF(Slimming, kw_only=True):
     tau_info: Positive = 20.0
     tau_size: Positive = 40.0
     bidirectional: bool = True
-    track_source: bool = False
 
     def check_options(self) -> None:
         super().check_options()
@@ -88,11 +86,6 @@ class MCTF(Slimming, kw_only=True):
             mlp.append(n)
         return Plan(tuple(attention), tuple(mlp))
 
-    @property
-    def merged(self) -> tuple[int, ...]:
-        """Tokens fused away in every layer."""
-        return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
-
     def extra_flops(self) -> dict[int, int]:
         dim, prefix, costs = self.bound.dim, self.bound.prefix_tokens, {}
         for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
@@ -100,11 +93,6 @@ class MCTF(Slimming, kw_only=True):
                 a, b = (n + prefix + 1) // 2, (n + prefix) // 2
                 costs[layer] = a * b * dim + 6 * r * dim - 2 * r * dim**2
         return costs
-
-    def start(self, tokens: Tokens, train: bool) -> Tokens:
-        batch, length, _ = tokens.x.shape
-        owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-        return tokens.remember(size=jnp.ones((batch, length), jnp.float32), owner=owner)
 
     def attend(self, tokens: Tokens, layer: int, block: Block, train: bool) -> tuple[Tokens, Probe]:
         r, size = self.merged[layer - 1], tokens.memory["size"]
@@ -122,19 +110,5 @@ class MCTF(Slimming, kw_only=True):
 
     def _fuse(self, tokens: Tokens, matching: merge.Matching, weight: Array) -> Tokens:
         x, _ = merge.merge_weighted(matching, tokens.x, weight)
-        size = merge.merge_sum(matching, tokens.memory["size"])
-        origin = merge.gather(tokens.per_token(tokens.origin, -1), matching.held)
-        origin = jnp.where(size > 1.5, -1, origin)[:, tokens.prefix :]
-        owner = merge.merge_owner(matching, tokens.memory["owner"])
-        return tokens.replace(x=x, origin=origin, log_weight=jnp.log(size)).remember(size=size, owner=owner)
-
-    def finish(self, tokens: Tokens, train: bool) -> Tokens:
-        taps = {**tokens.taps, "size": tokens.memory["size"]}
-        if self.track_source:
-            taps["source"] = merge.membership(tokens.memory["owner"], tokens.x.shape[1])
-        return tokens.replace(taps=taps)
-
-    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
-        if not any(self.merged):
-            return None
-        return tokens.memory["size"][:, tokens.prefix :] / self.bound.num_patches
+        tokens = self.reduced(tokens, matching, x)
+        return tokens.replace(log_weight=jnp.log(tokens.memory["size"]))

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.methods.merging import Merging
 from slimvit_jax.ops import merge
 from slimvit_jax.options import Kind, Natural, Range, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
-from slimvit_jax.slimming import Probe, Slimming
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -44,7 +45,7 @@ R = Annotated[
 ]
 
 
-class ToMe(Slimming, kw_only=True):
+class ToMe(Merging, kw_only=True):
     """In every layer, between attention and MLP, the r most similar pairs of a bipartite matching are merged.
 
         metric = 1/H sum_h k_h (before any q/k norm),  A = even positions, B = odd ones, similarity = cosine
@@ -66,16 +67,13 @@ class ToMe(Slimming, kw_only=True):
       keep_rate: in place of r: the share of the N patches that a layer computes on average; the constant r that comes
         nearest is used.
       prop_attn: proportional attention.
-      track_source: tap "source" (B, tokens held, P + N) uint8: which original tokens each token at the end is made of.
     """
 
     method = "tome"
-    merges = True
 
     r: R = 8
     keep_rate: Share | None = None
     prop_attn: bool = True
-    track_source: bool = False
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
@@ -95,11 +93,6 @@ class ToMe(Slimming, kw_only=True):
         return per_layer(self.r, geometry.depth)
 
     @property
-    def merged(self) -> tuple[int, ...]:
-        """Tokens merged away in every layer."""
-        return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
-
-    @property
     def plan(self) -> Plan:
         return _plan(self.bound, self._wanted(self.bound))
 
@@ -115,11 +108,6 @@ class ToMe(Slimming, kw_only=True):
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         return ("keys",) if self.merged[layer - 1] else ()
 
-    def start(self, tokens: Tokens, train: bool) -> Tokens:
-        batch, length, _ = tokens.x.shape
-        owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-        return tokens.remember(size=jnp.ones((batch, length), jnp.float32), owner=owner)
-
     def metric(self, probe: Probe, layer: int) -> Array:
         """(B, P + n, C) float32, what the tokens are matched by."""
         return probe["keys"].astype(jnp.float32).mean(axis=2)
@@ -131,23 +119,8 @@ class ToMe(Slimming, kw_only=True):
         matching = merge.bipartite_soft_matching(self.metric(probe, layer), r, tokens.prefix)
         assert matching is not None  # r > 0 is what the plan allows
         x, size = merge.merge_weighted(matching, tokens.x, tokens.memory["size"])
-        origin = merge.gather(tokens.per_token(tokens.origin, -1), matching.held)
-        origin = jnp.where(size > 1.5, -1, origin)[:, tokens.prefix :]
-        tokens = tokens.replace(x=x, origin=origin).remember(size=size)
-        if self.prop_attn:
-            tokens = tokens.replace(log_weight=jnp.log(size))
-        return tokens.remember(owner=merge.merge_owner(matching, tokens.memory["owner"]))
-
-    def finish(self, tokens: Tokens, train: bool) -> Tokens:
-        taps = {**tokens.taps, "size": tokens.memory["size"]}
-        if self.track_source and "owner" in tokens.memory:
-            taps["source"] = merge.membership(tokens.memory["owner"], tokens.x.shape[1])
-        return tokens.replace(taps=taps)
-
-    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
-        if not any(self.merged):
-            return None
-        return tokens.memory["size"][:, tokens.prefix :] / self.bound.num_patches
+        tokens = self.reduced(tokens, matching, x, size)
+        return tokens.replace(log_weight=jnp.log(size)) if self.prop_attn else tokens
 
 
 def per_layer(r: int | Sequence[float], depth: int) -> tuple[int, ...]:

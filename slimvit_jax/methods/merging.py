@@ -1,0 +1,106 @@
+"""What the methods share that merge tokens of an image with one another."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.ops import merge
+from slimvit_jax.options import Range, Share
+from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
+
+Array = jax.Array
+
+
+class Merging(Slimming, kw_only=True):
+    """Merges tokens inside layers, and keeps account of what each token is made of.
+
+    aux.taps: "owner" (B, P + N) int32, for every original token (prefix tokens first) the position among the tokens at
+    the end of the one that it is part of, -1 where it was dropped; "size" (B, P + n) float32, how much each token
+    counts, of methods that weigh by it. What nobody reads of this is not computed.
+
+    Attributes:
+      track_source: tap "source" (B, P + n, P + N) uint8: which original tokens each token at the end is made of.
+    """
+
+    merges = True
+
+    track_source: bool = False
+
+    @property
+    def merged(self) -> tuple[int, ...]:
+        """Tokens that go inside every layer."""
+        return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
+
+    def start(self, tokens: Tokens, train: bool) -> Tokens:
+        batch, length, _ = tokens.x.shape
+        owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+        return tokens.remember(owner=owner, size=jnp.ones((batch, length), jnp.float32))
+
+    def reduced(self, tokens: Tokens, matching: merge.Matching, x: Array, size: Array | None = None) -> Tokens:
+        """The tokens after a matching: `x` (B, P + k, D) of `size` (B, P + k), by default the sum of the sizes."""
+        size = merge.merge_sum(matching, tokens.memory["size"]) if size is None else size
+        origin = merge.merge_origin(matching, tokens.per_token(tokens.origin, -1))[:, tokens.prefix :]
+        owner = merge.merge_owner(matching, tokens.memory["owner"])
+        return tokens.replace(x=x, origin=origin).remember(size=size, owner=owner)
+
+    def finish(self, tokens: Tokens, train: bool) -> Tokens:
+        taps = {**tokens.taps, "size": tokens.memory["size"]}
+        if "owner" in tokens.memory:  # else nobody has become a part of another one for good
+            taps["owner"] = tokens.memory["owner"]
+            if self.track_source:
+                taps["source"] = merge.membership(taps["owner"], tokens.x.shape[1])
+        return tokens.replace(taps=taps)
+
+    def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
+        if not any(self.merged):
+            return None
+        size = tokens.memory["size"][:, tokens.prefix :]
+        return size / size.sum(axis=1, keepdims=True)
+
+
+class RatioMerging(Merging, kw_only=True):
+    """Every layer keeps the same share of the tokens that it takes in: r = floor(T - ratio T) of T tokens go.
+
+    Attributes:
+      ratio: the share, in [0.5, 1].
+      keep_rate: in place of ratio: the share of the N patches that a layer computes on average; the ratio that comes
+        nearest is used.
+    """
+
+    ratio: Annotated[float, Range(least=0.5, most=1)] = 0.9125  # below, more than half of the tokens would have to go
+    keep_rate: Share | None = None
+
+    def counted(self, geometry: Geometry) -> int:
+        """How many prefix tokens count among the T."""
+        return 0
+
+    @property
+    def plan(self) -> Plan:
+        extra = self.counted(self.bound)
+        if self.keep_rate is None:
+            return _ratio_plan(self.bound, self.ratio, extra)
+        return _nearest_ratio_plan(self.bound, self.keep_rate, extra)
+
+
+@functools.lru_cache(maxsize=256)
+def _ratio_plan(geometry: Geometry, ratio: float, extra: int) -> Plan:
+    attention, mlp, n = [], [], geometry.num_patches
+    for _ in range(geometry.depth):
+        attention.append(n)
+        total = n + extra
+        n -= min(math.floor(total - total * ratio), merge.most_merges(n, 0))
+        mlp.append(n)
+    return Plan(tuple(attention), tuple(mlp))
+
+
+@functools.lru_cache(maxsize=256)
+def _nearest_ratio_plan(geometry: Geometry, rate: float, extra: int) -> Plan:
+    plans = (_ratio_plan.__wrapped__(geometry, 1 - step / 2000, extra) for step in range(1001))
+    return min(plans, key=lambda plan: abs(sum(plan.mlp) - rate * geometry.num_patches * geometry.depth))
