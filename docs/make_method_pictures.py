@@ -35,7 +35,10 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "life_regression": (dict(**PLACES, predictor_init="negative_identity", predictor_scale=0.02), 300),
     "evit": (PLACES, 300),
     "dynamicvit": (PLACES, 300),
-    "tome": (dict(r=6, track_source=True), 0),
+    "tome": (dict(r=6), 0),
+    "diffrate": (dict(keep_rate=0.6), 0),
+    "pitome": (dict(ratio=0.85), 0),
+    "tofu": (dict(ratio=0.85), 0),
     "avit": (dict(gate_scale=5.0, gate_center=5.0), 300),
     "ia_red2": (PLACES, 300),
     "evo": (dict(keep_rate=0.4, locations=(3, 5)), 300),
@@ -44,9 +47,9 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "random": (PLACES, 300),
     "ats": (PLACES, 300),
     "kmedoids": (PLACES, 300),
-    "mctf": (dict(r=7, track_source=True), 300),
+    "mctf": (dict(r=7), 300),
     "dpcknn": (PLACES, 300),
-    "dtem": (dict(r=6, track_source=True), 300),
+    "dtem": (dict(r=6), 300),
     "sinkhorn": (dict(**PLACES, sinkhorn_eps=0.1), 300),
     "patchmerger": (PLACES, 300),
 }
@@ -94,11 +97,14 @@ def train(model: Any, variables: Any, steps: int, rate: float, dense: tuple[Any,
     return {"params": params}
 
 
-def owners(aux: Any, method: str) -> list[np.ndarray]:
-    """(N,) per reduction: the number of the token that each patch of the first image is part of, most of all."""
+def owners(aux: Any) -> list[np.ndarray]:
+    """(N,) per reduction: the number of the token that each patch of the first image is part of, most of all.
+
+    -1 for a patch that was dropped. Methods that keep account in "owner" say it of the end only.
+    """
     taps = aux.taps
-    if "source" in taps:
-        return [np.asarray(taps["source"][0][:, 1:].argmax(axis=0))]
+    if "owner" in taps:
+        return [np.asarray(taps["owner"][0, 1:])]
     if "clusters" in taps:
         held = [jnp.arange(taps["clusters"][0].shape[1])[None]]
         for clusters in taps["clusters"]:
@@ -114,7 +120,7 @@ def owners(aux: Any, method: str) -> list[np.ndarray]:
 
 
 def picture_groups(path: Path, image: np.ndarray, groups: list[np.ndarray], counts: list[int]) -> None:
-    """The image, and after each reduction every group of merged patches in its mean shade, fenced in."""
+    """The image, and after each reduction every group of merged patches in its mean shade, fenced in; crosses: none."""
     with matplotlib.rc_context({**visualize.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(2.1 * (1 + len(groups)), 2.35), layout="constrained")
         axes = figure.subplots(1, 1 + len(groups), squeeze=False)[0]
@@ -123,7 +129,9 @@ def picture_groups(path: Path, image: np.ndarray, groups: list[np.ndarray], coun
             shown = image[..., 0]
             if owner is not None:
                 flat = shown.reshape(-1)
-                means = {k: flat[owner == k].mean() for k in np.unique(owner)}
+                means = {k: flat[owner == k].mean() if k >= 0 else 0.0 for k in np.unique(owner)}
+                rows, columns = np.nonzero(owner.reshape(side, side) < 0)
+                axis.plot(columns, rows, "x", color=visualize.ACCENT, ms=4)
                 shown = np.array([means[k] for k in owner]).reshape(side, side)
                 grid = owner.reshape(side, side)
                 for row, column in np.argwhere(grid[:, 1:] != grid[:, :-1]):
@@ -153,8 +161,8 @@ def draw(method: str, dense: tuple[Any, Any]) -> Path:
     sample = images[SAMPLE : SAMPLE + 1]
     aux = jax.tree.map(lambda leaf: leaf[SAMPLE : SAMPLE + 1], aux)
     if aux.kept is None:
-        groups = owners(aux, method)
-        counts = [len(np.unique(g)) for g in groups] if len(groups) == 1 else sorted(set(model.slim.plan.mlp))[::-1][1:]
+        groups = owners(aux)
+        counts = sorted(set(model.slim.plan.mlp))[::-1][-len(groups) :]
         picture_groups(path, sample[0], groups, counts)
     else:
         scores = aux.scores

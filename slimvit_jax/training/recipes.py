@@ -234,7 +234,8 @@ def tiny(config: Any, steps: int = 2) -> Any:
         labeller = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1}
         config.labeller.update(name="vit", options=labeller, path="", load={})
     method = config.method.options.to_dict()
-    method.pop("budgets", None)
+    for of_other_layers in ("budgets", "preset", "prune_kept_num", "merge_kept_num"):
+        method.pop(of_other_layers, None)
     fields = {field.name for field in dataclasses.fields(METHODS[config.method.name])} if config.method.name else set()
     method.pop("stage_blocks", None)
     if "locations" in fields:  # some methods need a layer before their first location
