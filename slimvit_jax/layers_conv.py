@@ -46,8 +46,8 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        scale = self.param("scale", self.scale_init, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         wide = x.astype(jnp.float32)
         centre, spread = mean.value, var.value
         if train and self.is_mutable_collection("batch_stats") and not self.is_initializing():
@@ -116,7 +116,7 @@ class ConvStem(nn.Module):
             x = self.layer(i, features, stride, x, train, mask)
             if i < len(self.layers):
                 x = self.activation(x)
-        return x.reshape(x.shape[0], -1, x.shape[-1])
+        return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
 
     def layer(self, i: int, features: int, stride: int, x: Array, train: bool, mask: Array | None) -> Array:
         """Convolution and norm number i (from 1), under the names of LV-ViT."""

@@ -102,7 +102,7 @@ def test_named_models():
         ({"prune_ratio": ((1, 0.5, 0.5, 1), (0.5, 0.5))}, "the dense layers .* come first"),
         ({"prune_ratio": ((1, 0.5, 0.5, 0.5), (0.5, 1))}, "a stage that keeps everything"),
         ({"prune_ratio": ((1, 1.5, 0.5, 0.5), (0.5, 0.5))}, r"must lie in \(0, 1\]"),
-        ({"prune_ratio": 0.5}, "must be a pair"),
+        ({"prune_ratio": 0.5}, "be a pair"),
         ({"patch_size": 8}, "stride 16"),
         ({"fused": True}, "no fused form"),
         ({"method": "evit"}, "cannot run on this backbone"),

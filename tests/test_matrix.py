@@ -144,7 +144,8 @@ def test_inference(method, family):
         for row in np.asarray(kept):
             patches = row[row >= 0]
             assert len(set(patches)) == len(patches) and (patches < PATCHES).all()
-    apply(variables, IMAGES * 2)
+    loud = apply(variables, IMAGES * 1000)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(loud))  # no exponential leaves float32
     assert apply._cache_size() == 1  # nothing recompiles from batch to batch
     report, dense = slim.flops(model), slim.flops(model_of(None, family))
     assert len(report.per_layer) == DEPTH and min(report.per_layer) > 0
@@ -184,7 +185,8 @@ def check_gradients(method, family, dtype):
         assert gradient.dtype == jnp.float32 and np.isfinite(gradient).all(), name
         if not name.startswith(WITHOUT_GRADIENT.get(method, "-")):
             assert np.abs(gradient).max() > 0, f"{name} gets no gradient"
-    step(params, variables, IMAGES * 2)
+    (loss, _), gradients = step(params, variables, IMAGES * 1000)
+    assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert step._cache_size() == 1
 
 

@@ -150,8 +150,8 @@ class EvoLeViT(LeViT, kw_only=True):
             images, train, mask
         )
         batch, n, dim = x.shape
-        cls_token = self.param("cls_token", nn.initializers.zeros, (1, 1, dim)).astype(dtype)
-        poss = self.param("poss", truncated, (1, 1 + n, dim)).astype(dtype)
+        cls_token = self.param("cls_token", nn.initializers.zeros, (1, 1, dim), jnp.float32).astype(dtype)
+        poss = self.param("poss", truncated, (1, 1 + n, dim), jnp.float32).astype(dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls_token, (batch, 1, dim)), x], axis=1) + poss
         state = Evolving(x, None, jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n)))
         seen = []

@@ -44,9 +44,9 @@ class EvoAttention(LevitAttention):
     prefix: ClassVar[int] = 1
 
     def setup_positions(self) -> None:
-        self.learn_tradeoff = self.param("learn_tradeoff", nn.initializers.zeros, (1,))
+        self.learn_tradeoff = self.param("learn_tradeoff", nn.initializers.zeros, (1,), jnp.float32)
         if self.layer.down:
-            self.poss = self.param("poss", truncated, (1, 1 + self.layer.tokens, self.layer.in_dim))
+            self.poss = self.param("poss", truncated, (1, 1 + self.layer.tokens, self.layer.in_dim), jnp.float32)
 
     def ranked(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, Array, Array]:
         """(B, 1 + n, in_dim) to the branch (B, 1 + left, dim), the mean row (B, n), and alpha of this layer."""
@@ -55,7 +55,11 @@ class EvoAttention(LevitAttention):
         query, key, value = self.queries_keys_values(x, train, mask)
         out = attention(query, key, value, backend="xla")
         row = class_attention(query[:, :1], key).mean(axis=1)[:, 1:]
-        return self.proj(out.reshape(*out.shape[:2], -1), train, mask), row, nn.sigmoid(self.learn_tradeoff[0])
+        return (
+            self.proj(out.reshape(*out.shape[:2], out.shape[2] * out.shape[3]), train, mask),
+            row,
+            nn.sigmoid(self.learn_tradeoff[0]),
+        )
 
 
 class EvoBlock(LevitBlock):

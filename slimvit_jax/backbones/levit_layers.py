@@ -87,7 +87,7 @@ class Layer:
 def subsample(x: Array, grid: Grid) -> Array:
     """Every second row and column of tokens (B, H * W, ...) in raster order."""
     square = x.reshape(x.shape[0], *grid, *x.shape[2:])[:, ::2, ::2]
-    return square.reshape(x.shape[0], -1, *x.shape[2:])
+    return square.reshape(x.shape[0], square.shape[1] * square.shape[2], *x.shape[2:])
 
 
 class Projection(nn.Module):
@@ -153,17 +153,18 @@ class LevitAttention(nn.Module):
         """The parameters that tell one place from another."""
         size = self.layer
         shape = (size.left, size.tokens) if self.fused else (size.tokens,)
-        self.attention_biases = self.param("attention_biases", nn.initializers.zeros, (size.heads, *shape))
+        self.attention_biases = self.param("attention_biases", nn.initializers.zeros, (size.heads, *shape), jnp.float32)
 
     def queries_keys_values(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, Array, Array]:
         """(B, queries, heads, key), (B, tokens, heads, key), (B, tokens, heads, value)."""
         batch, length, _ = x.shape
         heads, key = self.layer.heads, self.layer.key
         if self.layer.down:
-            query = self.q(x, train, mask).reshape(batch, -1, heads, key)
-            both = self.kv(x, train, mask).reshape(batch, length, heads, -1)
+            query = self.q(x, train, mask)
+            query = query.reshape(batch, query.shape[1], heads, key)
+            both = self.kv(x, train, mask).reshape(batch, length, heads, key + self.layer.value)
         else:  # split per head, not into one block each of queries, keys and values
-            every = self.qkv(x, train, mask).reshape(batch, length, heads, -1)
+            every = self.qkv(x, train, mask).reshape(batch, length, heads, 2 * key + self.layer.value)
             query, both = every[..., :key], every[..., key:]
         return query, both[..., :key], both[..., key:]
 
@@ -172,7 +173,7 @@ class LevitAttention(nn.Module):
         query, key, value = self.queries_keys_values(x, train, mask)
         bias = self.attention_biases if self.fused else self.attention_biases[:, self.layer.bias_index]
         out = attention(query, key, value, bias=bias, backend="xla")
-        return self.proj(out.reshape(*out.shape[:2], -1), train, mask)
+        return self.proj(out.reshape(*out.shape[:2], out.shape[2] * out.shape[3]), train, mask)
 
 
 class LevitMlp(nn.Module):

@@ -120,7 +120,7 @@ class LVViT(VisionTransformer, kw_only=True):
     def setup(self) -> None:
         super().setup()
         if self.distilled:
-            self.dist_pos_embed = self.param("dist_pos_embed", truncated, (1, 1, self.embed_dim))
+            self.dist_pos_embed = self.param("dist_pos_embed", truncated, (1, 1, self.embed_dim), jnp.float32)
         if self.num_classes:
             self.aux_head = Linear(self.num_classes, dtype=jnp.float32)
 

@@ -99,12 +99,12 @@ class VisionTransformer(Backbone, kw_only=True):
         self.patch_embed = self.patch_embedding()
         tiny = nn.initializers.normal(1e-6)
         if self.class_token:
-            self.cls_token = self.param("cls_token", tiny, (1, 1, self.embed_dim))
+            self.cls_token = self.param("cls_token", tiny, (1, 1, self.embed_dim), jnp.float32)
         if self.distilled:
-            self.dist_token = self.param("dist_token", truncated, (1, 1, self.embed_dim))
+            self.dist_token = self.param("dist_token", truncated, (1, 1, self.embed_dim), jnp.float32)
         if self.reg_tokens:
-            self.reg_token = self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim))
-        self.pos_embed = self.param("pos_embed", truncated, (1, self.position_count, self.embed_dim))
+            self.reg_token = self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim), jnp.float32)
+        self.pos_embed = self.param("pos_embed", truncated, (1, self.position_count, self.embed_dim), jnp.float32)
         self.pos_drop = nn.Dropout(self.pos_drop_rate)
         if self.pre_norm:
             self.norm_pre = LayerNorm(self.eps, dtype)

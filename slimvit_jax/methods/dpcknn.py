@@ -19,12 +19,12 @@ Array = jax.Array
 
 
 class ScoreLayer(nn.Module):
-    """The learned weight of a token in its cluster, exp of a linear score."""
+    """The logarithm of the learned weight of a token in its cluster: a linear score."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, n, D) to (B, n) float32."""
-        return jnp.exp(Linear(1, name="score")(x.astype(jnp.float32))[..., 0])
+        return Linear(1, name="score")(x.astype(jnp.float32))[..., 0]
 
 
 class DPCKNN(Clustering, kw_only=True):
@@ -41,8 +41,9 @@ class DPCKNN(Clustering, kw_only=True):
     order held is that of the centers, highest rho delta first.
 
     Deviations: no noise of 1e-6 on the densities, so the same image always gives the same tokens; the lower index
-    wins a tie. No gradient flows through the clustering, as released. Imposed scores replace rho delta at the first
-    location (later tokens are made up).
+    wins a tie; rho, delta and w are kept as logarithms, since large tokens make them leave float32 (aux.scores is
+    log (rho delta)). No gradient flows through the clustering, as released. Imposed scores replace rho delta at the
+    first location (later tokens are made up).
 
     Cost per location: n^2 D for the distances, n D for the score, and m n D for the averages, taken as one product
     because a scatter is slow. When: merging without a class token; the clusters are meaningful to look at.
@@ -84,6 +85,6 @@ class DPCKNN(Clustering, kw_only=True):
             tokens = tokens.remember(scores=peaks)
         centers = select.top(ranking(tokens, peaks), count)
         clusters = cluster.assign_to_centers(distances, centers)
-        weight = jnp.ones(x.shape[:2], jnp.float32) if self.equal_weight else self.cluster_layers[stage](x)
+        weight = jnp.zeros(x.shape[:2], jnp.float32) if self.equal_weight else self.cluster_layers[stage](x)
         merged = cluster.merge_clusters(x, weight, clusters, count)
         return tokens.with_patches(merged).tap("centers", centers).tap("clusters", clusters)

@@ -90,9 +90,9 @@ class Interpreter(nn.Module):
         """(B, D) policy tokens and (B, n, D) patches to (B, n) float32 probabilities of keeping."""
         dim = patches.shape[-1]
         norm, shape = LayerNorm(name="norm"), (dim, self.heads, dim // self.heads)
-        query, key = self.param("query", truncated, shape), self.param("key", truncated, shape)
+        query, key = (self.param(name, truncated, shape, jnp.float32) for name in ("query", "key"))
         start = math.log(self.initial_keep / (1.0 - self.initial_keep))
-        offset = self.param("offset", nn.initializers.constant(start), (self.heads,))
+        offset = self.param("offset", nn.initializers.constant(start), (self.heads,), jnp.float32)
         # F_q(x) . F_k(P) = x . (F_q^T F_k(P)): projecting the one policy token twice spares projecting every patch.
         folded = jnp.einsum("dhe,bhe->bhd", query, jnp.einsum("bd,dhe->bhe", norm(anchor), key))
         fit = jnp.einsum("bnd,bhd->bnh", norm(patches), folded) / math.sqrt(shape[-1])

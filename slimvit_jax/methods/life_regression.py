@@ -49,7 +49,7 @@ class LifePredictor(nn.Module):
     def __call__(self, tokens: Tokens, class_token: bool) -> Array:
         """(B, N) float32 scores of the patches."""
         dim = tokens.x.shape[-1]
-        weight = self.param("weight", _weight_init(self.kind, self.scale), (dim, dim))
+        weight = self.param("weight", _weight_init(self.kind, self.scale), (dim, dim), jnp.float32)
         norm = LayerNorm(self.eps, name="norm")
         patches = tokens.patches.astype(jnp.float32)
         anchor = tokens.x[:, :1].astype(jnp.float32) if class_token else patches.mean(axis=1, keepdims=True)

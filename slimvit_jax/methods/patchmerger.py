@@ -30,7 +30,7 @@ class MergeLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """(B, n, D) tokens to (B, m, D) in their dtype and the assignment (B, m, n) float32."""
-        queries = self.param("queries", nn.initializers.normal(1.0), (self.count, x.shape[-1]))
+        queries = self.param("queries", nn.initializers.normal(1.0), (self.count, x.shape[-1]), jnp.float32)
         normed = LayerNorm(self.eps, x.dtype, name="norm")(x)
         logits = jnp.einsum("md,bnd->bmn", queries.astype(x.dtype), normed, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1)

@@ -46,8 +46,8 @@ class Random(Dropping, Located, kw_only=True):
             return tokens.remember(scores=given)
         shape = tokens.origin.shape
         if train and not self.is_initializing():
-            return tokens.remember(scores=jax.random.uniform(self.make_rng("dropout"), shape))
-        scores = jax.random.uniform(jax.random.key(self.seed), shape[1:])
+            return tokens.remember(scores=jax.random.uniform(self.make_rng("dropout"), shape, jnp.float32))
+        scores = jax.random.uniform(jax.random.key(self.seed), shape[1:], jnp.float32)
         return tokens.remember(scores=jnp.broadcast_to(scores, shape))
 
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:

@@ -37,7 +37,7 @@ class TransportLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """(B, n, D) tokens to (B, m, D) in their dtype and the assignment (B, m, n) float32."""
-        raw = self.param("v", unit_rows, (self.count, x.shape[-1]))
+        raw = self.param("v", unit_rows, (self.count, x.shape[-1]), jnp.float32)
         centers = select.straight_through(cluster.unit(raw), raw)
         unit = cluster.unit(x.astype(jnp.float32))
         scores = jnp.einsum("md,bnd->bmn", centers, unit) / self.regularisation

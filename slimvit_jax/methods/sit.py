@@ -65,7 +65,7 @@ class TokenSlimming(nn.Module):
     @nn.compact
     def __call__(self, patches: Array) -> Array:
         dim, dtype = patches.shape[-1], patches.dtype
-        scale = self.param("scale", nn.initializers.ones, (1, 1, 1))
+        scale = self.param("scale", nn.initializers.ones, (1, 1, 1), jnp.float32)
         y = Linear(dim // 2, dtype=dtype, name="weight_1")(LayerNorm(1e-5, dtype, name="weight_0")(patches))
         y = Linear(self.outputs, dtype=dtype, name="weight_3")(elementwise.gelu(y))
         return jax.nn.softmax(scale * y.astype(jnp.float32), axis=1)

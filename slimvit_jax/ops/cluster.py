@@ -113,18 +113,21 @@ def peak_scores(distances: Array, neighbors: int) -> Array:
     rho_i = exp(-mean over the `neighbors` nearest, itself included, of d^2);
     delta_i = min of d_ij over j with rho_j > rho_i, or the largest distance of the image where there is none.
 
+    In logarithms, since a density is 0 in float32 where tokens are a dozen apart.
+
     Args:
       distances: (B, n, n).
       neighbors: k, 1..n.
 
     Returns:
-      (B, n) rho * delta.
+      (B, n) log(rho * delta), finite.
     """
     nearest = jax.lax.top_k(-distances, neighbors)[0]
-    density = jnp.exp(-jnp.square(nearest).mean(-1))
+    density = -jnp.square(nearest).mean(-1)
     largest = distances.max(axis=(1, 2), keepdims=True)
     denser = density[:, None, :] > density[:, :, None]
-    return density * jnp.where(denser, distances, largest).min(-1)
+    delta = jnp.where(denser, distances, largest).min(-1)
+    return density + jnp.log(jnp.maximum(delta, jnp.finfo(jnp.float32).tiny))
 
 
 def assign_to_centers(distances: Array, centers: Array) -> Array:
@@ -134,12 +137,12 @@ def assign_to_centers(distances: Array, centers: Array) -> Array:
     return nearest_center(distances, centers).at[rows, centers].set(numbers)
 
 
-def merge_clusters(x: Array, weight: Array, clusters: Array, k: int, eps: float = 1e-6) -> Array:
+def merge_clusters(x: Array, log_weight: Array, clusters: Array, k: int, eps: float = 1e-6) -> Array:
     """Weighted means: sum_i w_i x_i / (sum_i w_i + eps) over the members of every cluster.
 
     Args:
       x: (B, n, D).
-      weight: (B, n) float32, not negative.
+      log_weight: (B, n) float32, log w_i; no w_i needs to be a float32 number.
       clusters: (B, n) int32 in 0..k-1.
       k: number of clusters.
       eps: as in the formula.
@@ -148,8 +151,11 @@ def merge_clusters(x: Array, weight: Array, clusters: Array, k: int, eps: float 
       (B, k, D) in the dtype of `x`.
     """
     member = clusters[:, None, :] == jnp.arange(k, dtype=jnp.int32)[None, :, None]
-    share = jnp.where(member, weight[:, None, :], 0.0)
-    share = share / (share.sum(-1, keepdims=True) + eps)
+    logs = jnp.where(member, log_weight[:, None, :], -jnp.inf)
+    # Numerator and denominator are divided by the largest weight of the cluster, where that exceeds 1.
+    largest = jax.lax.stop_gradient(jnp.maximum(logs.max(-1, keepdims=True), 0.0))
+    share = jnp.exp(logs - largest)
+    share = share / (share.sum(-1, keepdims=True) + eps * jnp.exp(-largest))
     return jnp.einsum("bkn,bnd->bkd", share.astype(x.dtype), x, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
