@@ -28,6 +28,7 @@ class Geometry:
       class_token: whether the first prefix token is a class token.
       num_classes: of the head; 0 for none.
       pyramid: the dense model's plan where the backbone itself subsamples its grid, else None.
+      mlp_hidden: hidden width of the layers' MLP; 0 where it is not one number.
     """
 
     grid: tuple[int, int]
@@ -38,6 +39,7 @@ class Geometry:
     class_token: bool = True
     num_classes: int = 0
     pyramid: Plan | None = None
+    mlp_hidden: int = 0
 
     @property
     def num_patches(self) -> int:

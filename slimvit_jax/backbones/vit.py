@@ -92,6 +92,7 @@ class VisionTransformer(Backbone, kw_only=True):
             prefix_tokens=int(get("class_token")) + int(get("distilled")) + get("reg_tokens"),
             class_token=get("class_token"),
             num_classes=get("num_classes"),
+            mlp_hidden=int(get("embed_dim") * get("mlp_ratio")),
         )
 
     def setup(self) -> None:
