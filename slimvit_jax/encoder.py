@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from slimvit_jax import fresh
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Block
 from slimvit_jax.slimming import Slimming
@@ -27,6 +28,9 @@ def encode(blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: boo
       SlimError: at trace time, where the tokens held disagree with the method's plan.
     """
     plan = method.train_plan if train else method.plan
+    if not train:
+        found = fresh.untrained(method.variables.get("params", {}), method.training_only)
+        fresh.say(method.method, found)  # outside of jit, where arrays are known
     tokens = method.start(tokens, train)
     for layer, block in enumerate(blocks, start=1):
         tokens = _note_drop(tokens, method.before_block(tokens, layer, train))

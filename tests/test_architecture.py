@@ -17,6 +17,7 @@ LAYERS = {
     "arrays": 0,
     "files": 0,
     "huge_pages": 0,
+    "fresh": 0,
     "options": 1,
     "plan": 1,
     "ops": 1,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from slimvit_jax import fresh
 from slimvit_jax.analysis import timing
 from slimvit_jax.convert import rules
 from slimvit_jax.errors import SlimError
@@ -105,7 +106,7 @@ class Inference:
         self.devices = mesh.size
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._whole = NamedSharding(mesh, PartitionSpec())
-        self.variables = jax.device_put(variables, self._whole)
+        self._take(variables)
 
         def forward(variables: Variables, images: jax.Array, lives: jax.Array | None) -> Outputs:
             extra = {} if lives is None else {"scores": lives}
@@ -118,14 +119,19 @@ class Inference:
         """The same compiled function under other weights of the same shapes."""
         other = object.__new__(Inference)
         other.__dict__.update(self.__dict__)
-        other.variables = jax.device_put(variables, self._whole)
+        other._take(variables)
         return other
+
+    def _take(self, variables: Variables) -> None:
+        self._untrained = fresh.untrained(variables["params"].get("slim", {}), self.model.training_only)
+        self.variables = jax.device_put(variables, self._whole)
 
     def put(self, array: np.ndarray) -> jax.Array:
         """Places a batch on the devices; its first axis is a multiple of `devices`."""
         return jax.device_put(np.asarray(array, np.float32), self._split)
 
     def __call__(self, images: Any, lives: Any = None) -> Outputs:
+        fresh.say(self.model.slim.method, self._untrained)
         rows = len(images)
         pad = -rows % self.devices
         if pad:

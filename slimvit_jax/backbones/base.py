@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import fresh
 from slimvit_jax import losses as loss_functions
 from slimvit_jax import options as option_kinds
 from slimvit_jax.checked import Checked
@@ -93,6 +94,12 @@ class Backbone(Checked, kw_only=True):
     def geometry_of(cls, options: dict[str, Any]) -> Geometry:
         """What a method needs to know, from normalised options."""
         raise NotImplementedError
+
+    def init(self, *arguments: Any, **keywords: Any) -> Any:
+        """Flax's; notes that the method's parameters are fresh (see `fresh`)."""
+        variables = super().init(*arguments, **keywords)
+        fresh.note(variables.get("params", {}).get("slim", {}))
+        return variables
 
     @property
     def geometry(self) -> Geometry:

@@ -13,6 +13,7 @@ from slimvit_jax.arrays import as_numpy
 from slimvit_jax.convert import describe, layouts, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.fresh import note
 from slimvit_jax.options import Count
 from slimvit_jax.text import weights_option
 
@@ -110,6 +111,7 @@ def from_torch(
         raise SlimError(_report(want, given, problems, missing, misfits, unexpected))
 
     flat = _initialise(model, [want[name].path for name in fresh], rng) if fresh else {}
+    note([leaf for path, leaf in flat.items() if path[:2] == ("params", "slim")])
     for name, leaf in want.items():
         if name not in fresh:
             array = as_numpy(name, given[name]).astype(leaf.dtype, copy=False)
