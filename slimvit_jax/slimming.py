@@ -20,6 +20,7 @@ import jax
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.checked import Checked
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.tokens import Aux, Tokens
@@ -44,6 +45,8 @@ class Slimming(Checked, kw_only=True):
     PASSES = frozenset({"start", "before_block", "after_attention", "after_block", "finish", "pooling_weights"})
 
     method: ClassVar[str] = "dense"
+    #: What tables say of it.
+    facts: ClassVar[Facts] = Facts()
     #: Tokens are merged, so that the original index of a token is not defined and `aux.kept` is None.
     merges: ClassVar[bool] = False
     #: Needs the attention of a class token (or something else only some backbones have).

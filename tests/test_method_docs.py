@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import slimvit_jax as slim
+from slimvit_jax.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "methods.md").read_text()
@@ -21,11 +25,23 @@ def test_section_picture_and_cost(method):
     assert "*Cost*" in text and "*Choose it*" in text
     picture = re.search(r"!\[.+\]\((.+)\)", text)
     assert picture and (DOCS / picture.group(1)).read_bytes().startswith(b"\x89PNG")
-    model = slim.create_model("deit_small_patch16_224", method=method)
-    assert f"| [{method}](#{method}) | {slim.flops(model).total / 1e9:.2f} |" in PAGE
-    row = re.search(rf"^\| \[{method}\].*$", PAGE, re.MULTILINE).group(0)
-    assert ("| yes | " in row) == model.slim.needs_class_token
-    assert row.endswith("| merges |") == model.slim.merges
+
+
+def test_the_table_is_what_the_code_says():
+    maker = runpy.run_path(str(DOCS / "make_methods_table.py"))
+    assert sorted(maker["sections"](PAGE)) == slim.list_methods()
+    assert maker["with_table"](PAGE) == PAGE, "run docs/make_methods_table.py"
+
+
+@pytest.mark.parametrize("method", slim.list_methods())
+def test_facts_agree_with_the_class(method):
+    cls = METHODS[method]
+    assert cls.facts.source and cls.facts.cost
+    assert ("merged" in cls.facts.grid) == cls.merges
+    if cls.facts.training_free:  # then it needs nothing but the dense model's weights
+        model = slim.create_model("vit", method=method, img_size=24, patch_size=4, embed_dim=16, depth=12, num_heads=2)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
+        assert cls.facts.learns == "nothing" and "slim" not in shapes["params"]
 
 
 @pytest.mark.parametrize(

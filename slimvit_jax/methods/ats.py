@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
@@ -53,6 +54,12 @@ class ATS(Dropping, Located, kw_only=True):
     """
 
     method = "ats"
+    facts = Facts(
+        source="Fayyaz et al. 2022, JoakimHaurum/TokenReduction",
+        cost="(P + 2 n) D per location",
+        training_free=True,
+        shapes="static, padded to the most",
+    )
     needs_class_token = True
     keep_all_is_dense: ClassVar[bool] = False
 

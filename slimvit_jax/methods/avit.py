@@ -12,6 +12,7 @@ import numpy as np
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
@@ -104,6 +105,14 @@ class AViT(Slimming, kw_only=True):
     """
 
     method = "avit"
+    facts = Facts(
+        source="Yin et al. 2022, NVlabs/A-ViT",
+        cost="(P + n) D per layer",
+        training="masked",
+        shapes="static; masked without budgets",
+        grid="kept; dropped with budgets",
+        where="after, every layer",
+    )
     trains_on_all = True
     keep_all_is_dense: ClassVar[bool] = False  # full budgets still halt; a large gate_center is what makes it dense
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "ponder": 5e-4, "distribution_prior": 1e-3}

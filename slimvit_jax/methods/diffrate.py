@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.diffrate_counts import Counts, even_counts, held, preset_counts
 from slimvit_jax.methods.merging import Merging
@@ -84,6 +85,13 @@ class DiffRate(Merging, kw_only=True):
     """
 
     method = "diffrate"
+    facts = Facts(
+        source="Chen et al. 2023, OpenGVLab/DiffRate",
+        cost="((P + n) + (p - m) m + 3 (p - m)) D per layer",
+        training_free=True,
+        grid="dropped and merged",
+        where="inside, every layer",
+    )
     needs_class_token = True
     in_place_of_keep_rate = ("prune_kept_num", "merge_kept_num", "preset", "target_flops")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import Linear
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.methods.ranking import ranking
@@ -56,6 +57,13 @@ class DPCKNN(Clustering, kw_only=True):
     """
 
     method = "dpcknn"
+    facts = Facts(
+        source="Zeng et al. 2022, JoakimHaurum/TokenReduction",
+        cost="n² D + n D + m n D per location",
+        learns="D + 1 per location",
+        grid="merged",
+        where="before",
+    )
     merges = True
 
     k_neighbors: Count = 5

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.arrays import as_numpy
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import Linear
 from slimvit_jax.methods.tome import ToMe
 from slimvit_jax.ops import merge, soft_merge
@@ -47,6 +48,14 @@ class DTEM(ToMe, kw_only=True):
     """
 
     method = "dtem"
+    facts = Facts(
+        source="Lee and Hong 2024, movinghoon/DTEM",
+        cost="ToMe's, and (P + n) D d per layer",
+        learns="a map to d channels per layer",
+        training="merges softly",
+        grid="merged",
+        where="inside, every layer",
+    )
     trains_on_all = True
 
     feat_dim: Count | None = None

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
@@ -88,6 +89,13 @@ class DynamicViT(Dropping, Located, kw_only=True):
     """
 
     method = "dynamicvit"
+    facts = Facts(
+        source="Rao et al. 2021, raoyongming/DynamicViT",
+        cost="n (3/2 D² + D²/8 + D/2) per location",
+        learns="3 predictors",
+        training="masked, with a teacher",
+        where="before",
+    )
     in_place_of_keep_rate = ("token_ratio",)
     where = "before"
     trains_on_all = True

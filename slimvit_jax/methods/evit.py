@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
@@ -43,6 +44,11 @@ class EViT(Dropping, Located, kw_only=True):
     """
 
     method = "evit"
+    facts = Facts(
+        source="Liang et al. 2022, youweiliang/evit",
+        cost="(P + n) D per location, (n - kept) D for the fusion",
+        training_free=True,
+    )
     needs_class_token = True
 
     fuse_token: bool | None = None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods import evo_names
@@ -60,6 +61,13 @@ class Evo(Located, kw_only=True):
     """
 
     method = "evo"
+    facts = Facts(
+        source="Xu et al. 2022, YifanXu74/Evo-ViT",
+        cost="(P + n) D per class row, (N - n) D per stage",
+        learns="a second head",
+        grid="kept",
+        where="before",
+    )
     needs_class_token = True
     keep_all_is_dense = False  # the head pools the patches
     pools_patches = True

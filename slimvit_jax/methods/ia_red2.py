@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm, truncated
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
@@ -131,6 +132,13 @@ class IARED2(Dropping, kw_only=True):
     """
 
     method = "ia_red2"
+    facts = Facts(
+        source="Pan et al. 2021",
+        cost="2 D² + n H D per location",
+        learns="3 interpreters",
+        training="masked, by reward",
+        where="before",
+    )
     trains_on_all = True
     loss_weights: ClassVar[Mapping[str, float]] = {"classification": 1.0, "policy": 1.0, "entropy": 0.01}
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster, select
@@ -47,6 +48,12 @@ class KMedoids(Clustering, kw_only=True):
     """
 
     method = "kmedoids"
+    facts = Facts(
+        source="Marin et al. 2023, JoakimHaurum/TokenReduction",
+        cost="n² D per location, a whole attention matrix before it",
+        training_free=True,
+        where="before",
+    )
 
     cluster_iters: Count = 3
     equal_weight: bool = False

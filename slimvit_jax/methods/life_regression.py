@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
@@ -93,6 +94,13 @@ class LifeRegression(Dropping, Located, kw_only=True):
     """
 
     method = "life_regression"
+    facts = Facts(
+        source="life regression (the paper of this library)",
+        cost="D² + N D once",
+        learns="D² + 2 D",
+        training="soft weights on all patches, or masks",
+        where="after",
+    )
     in_place_of_keep_rate = ("budgets",)
     where = "after"
     of = "left"

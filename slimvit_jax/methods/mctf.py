@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import Merging
 from slimvit_jax.ops import attention as attention_ops
 from slimvit_jax.ops import fusion, merge
@@ -56,6 +57,13 @@ class MCTF(Merging, kw_only=True):
     """
 
     method = "mctf"
+    facts = Facts(
+        source="Lee et al. 2024, mlvlab/MCTF",
+        cost="|A| |B| D + 6 r D - 2 r D² per layer, the whole attention matrix",
+        training_free=True,
+        grid="merged",
+        where="inside, before the attention",
+    )
 
     r: Natural | Annotated[float, Range(above=0, below=1)] = 16
     layers: tuple[int, ...] | None = None

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.options import Positive
@@ -57,6 +58,13 @@ class PatchMerger(Clustering, kw_only=True):
     """
 
     method = "patchmerger"
+    facts = Facts(
+        source="Renggli et al. 2022, JoakimHaurum/TokenReduction",
+        cost="2 m n D per location",
+        learns="m D + 2 D per location",
+        grid="merged",
+        where="before",
+    )
     merges = True
     keep_all_is_dense: ClassVar[bool] = False
 

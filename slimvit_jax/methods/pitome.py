@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import RatioMerging
 from slimvit_jax.ops import merge
 from slimvit_jax.slimming import Probe
@@ -42,6 +43,13 @@ class PiToMe(RatioMerging, kw_only=True):
     """
 
     method = "pitome"
+    facts = Facts(
+        source="Tran et al. 2024, hchautran/PiToMe",
+        cost="(n² + |A| |B|) d + 3 r D per layer",
+        training_free=True,
+        grid="merged",
+        where="inside, every layer",
+    )
 
     def extra_flops(self) -> dict[int, int]:
         dim, heads, cost = self.bound.dim, self.bound.heads, {}

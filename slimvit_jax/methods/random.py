@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.options import Seed
@@ -32,6 +33,7 @@ class Random(Dropping, Located, kw_only=True):
     """
 
     method = "random"
+    facts = Facts(source="a baseline", cost="nothing", training_free=True, where="after")
     where = "after"
     of = "left"
 

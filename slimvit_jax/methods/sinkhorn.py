@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count, Positive
@@ -73,6 +74,13 @@ class Sinkhorn(Clustering, kw_only=True):
     """
 
     method = "sinkhorn"
+    facts = Facts(
+        source="Haurum et al. 2023, JoakimHaurum/TokenReduction",
+        cost="2 m n D per location",
+        learns="m D per location",
+        grid="merged",
+        where="before",
+    )
     merges = True
     keep_all_is_dense: ClassVar[bool] = False
 

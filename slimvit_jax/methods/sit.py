@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm, Linear, Mlp
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.located import Located
@@ -126,6 +127,14 @@ class SiT(Located, kw_only=True):
     """
 
     method = "sit"
+    facts = Facts(
+        source="Zong et al. 2022, Sense-X/SiT",
+        cost="n (D²/2 + m D/2 + m D) per location",
+        learns="merging and recovery modules",
+        training="with a teacher",
+        grid="merged",
+        where="after",
+    )
     merges = True
     keep_all_is_dense = False
     needs_teacher = True

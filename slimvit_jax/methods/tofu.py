@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import RatioMerging
 from slimvit_jax.ops import merge, select
 from slimvit_jax.plan import Geometry
@@ -42,6 +43,13 @@ class ToFu(RatioMerging, kw_only=True):
     """
 
     method = "tofu"
+    facts = Facts(
+        source="Kim et al. 2024; code in hchautran/PiToMe",
+        cost="|A| |B| d per layer, (3 r + 2 |B|) D in the later ones",
+        training_free=True,
+        grid="dropped, then merged",
+        where="inside, every layer",
+    )
 
     mlerp: bool = False
 

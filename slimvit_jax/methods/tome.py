@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import Merging
 from slimvit_jax.ops import merge
 from slimvit_jax.options import Kind, Natural, Range, Share, kind_of
@@ -70,6 +71,13 @@ class ToMe(Merging, kw_only=True):
     """
 
     method = "tome"
+    facts = Facts(
+        source="Bolya et al. 2023, facebookresearch/ToMe",
+        cost="|A| |B| d + 3 r D per layer",
+        training_free=True,
+        grid="merged",
+        where="inside, every layer",
+    )
 
     r: R = 8
     keep_rate: Share | None = None

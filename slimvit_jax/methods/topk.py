@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
@@ -34,6 +35,9 @@ class TopK(Dropping, Located, kw_only=True):
     """
 
     method = "topk"
+    facts = Facts(
+        source="Haurum et al. 2023, JoakimHaurum/TokenReduction", cost="(P + n) D per location", training_free=True
+    )
     in_place_of_keep_rate = ("token_ratio",)
     needs_class_token = True
 
