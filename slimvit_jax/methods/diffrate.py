@@ -190,8 +190,8 @@ class DiffRate(Merging, kw_only=True):
     def setup(self) -> None:
         if self.learns:
             shape = (self.bound.depth - 1, len(self.numbers))
-            self.prune_rates = self.param("prune_rates", nn.initializers.zeros, shape)
-            self.merge_rates = self.param("merge_rates", nn.initializers.zeros, shape)
+            self.prune_rates = self.param("prune_rates", nn.initializers.zeros, shape, jnp.float32)
+            self.merge_rates = self.param("merge_rates", nn.initializers.zeros, shape, jnp.float32)
 
     def start(self, tokens: Tokens, train: bool) -> Tokens:
         tokens = super().start(tokens, train)
