@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except training.Stopped as stop:
         print(f"train.py: {stop}", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGTERM)
+    except MemoryError as error:
+        print(f"train.py: out of memory: {error}", file=sys.stderr)
+        return 1
     except OSError as error:  # a full disk, a folder that is gone
         print(f"train.py: {error}", file=sys.stderr)
         return 1

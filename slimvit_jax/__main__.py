@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except MemoryError as error:
+        message = f"out of memory: {error}"
     except KeyboardInterrupt:
         message = "interrupted"
         print(f"slimvit {wanted}: {message}", file=sys.stderr)

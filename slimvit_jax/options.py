@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import inspect
 import math
 import types
 import typing
@@ -29,6 +28,10 @@ from slimvit_jax.errors import SlimError, unknown
 
 class Text(str):
     """A word of a command line: "false" is False where a bool is due, "4,7" two numbers where a tuple is."""
+
+
+#: What reading a value that is no value of a kind may raise.
+REFUSALS = (ValueError, TypeError, OverflowError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Kind:
         for candidate in _readings(text):
             try:
                 return self.read(candidate)
-            except ValueError:
+            except REFUSALS:
                 continue
         raise ValueError(self.says)
 
@@ -66,7 +69,7 @@ class Kind:
         """
         try:
             return self.parse(given) if isinstance(given, Text) else self.read(_plain(given))
-        except ValueError:
+        except REFUSALS:
             if self.choices:
                 raise unknown(name, str(given) if isinstance(given, str) else given, self.choices) from None
             raise SlimError(f"{name}={shown(given)} must {self.says}") from None
@@ -280,13 +283,6 @@ def _kinds_of(cls: Any) -> Mapping[str, Kind]:
         return types.MappingProxyType({option: kind_of(hints[option]) for option in options})
     except (NameError, TypeError) as error:
         raise SlimError(f"{cls.__name__}: the annotation of an option cannot be read: {error}") from None
-
-
-def keywords_of(function: Callable[..., Any]) -> Mapping[str, Kind]:
-    """Keyword to kind, of the parameters of a function that have defaults."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: kind_of(hints[p.name]) for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def check(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LAYERS = {
     "huge_pages": 0,
     "fresh": 0,
     "options": 1,
+    "keywords": 1,
     "plan": 1,
     "ops": 1,
     "images": 1,

@@ -15,7 +15,7 @@ import pytest
 import slimvit_jax as slim
 from slimvit_jax.build import FAMILIES, option_kinds
 from slimvit_jax.methods import METHODS
-from slimvit_jax.options import Count, Pair, Range, Share, Text, kind_of, kinds_of
+from slimvit_jax.options import REFUSALS, Count, Pair, Range, Share, Text, kind_of, kinds_of
 
 OWNERS = {name: cls for name, (cls, _) in FAMILIES.items()} | METHODS
 OPTIONS = [(owner, option) for owner, cls in OWNERS.items() for option in kinds_of(cls)]
@@ -28,7 +28,7 @@ TINY = dict(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_cla
 def accepts(kind, value):
     try:
         kind.read(value)
-    except ValueError:
+    except REFUSALS:
         return False
     return True
 
@@ -117,6 +117,21 @@ def test_words_are_read_as_what_their_option_takes(annotation, text, value):
 def test_words_that_mean_nothing_to_their_option_are_refused(annotation, text):
     with pytest.raises(slim.SlimError, match=f"^x='{text}' must be "):
         kind_of(annotation).value("x", Text(text))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"inference": "false"}, "inference='false' must be True or False"),
+        ({"antialias": 1}, "antialias=1 must be True or False"),
+        ({"checkpoint_key": 3}, "checkpoint_key=3 must be text or be None|must be None or be text"),
+        ({"init_missing": 5}, "init_missing=5 must be text"),
+        ({"strict": False}, "unknown option of from_torch 'strict'; choices: antialias"),
+    ],
+)
+def test_keywords_of_functions_are_checked_too(keywords, words):
+    with pytest.raises(slim.SlimError, match=words):
+        slim.from_torch(slim.create_model("vit", **TINY), {}, **keywords)
 
 
 def test_a_method_of_ones_own_is_checked_like_the_others():

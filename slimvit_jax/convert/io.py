@@ -13,6 +13,7 @@ import jax
 from slimvit_jax.convert import directory, formats, hub, layouts, rules
 from slimvit_jax.convert.statedict import from_torch, to_torch
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.keywords import checked
 
 DIRECTORY = ("", ".orbax")
 
@@ -53,6 +54,7 @@ def split_load_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     return chosen, {name: value for name, value in options.items() if name not in names}
 
 
+@checked
 def save(
     model: Any,
     variables: Mapping[str, Any],

@@ -14,12 +14,14 @@ from slimvit_jax.convert import describe, layouts, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.fresh import note
+from slimvit_jax.keywords import checked
 from slimvit_jax.options import Count
 from slimvit_jax.text import weights_option
 
 SHOWN = 5  # names per kind of problem in an error message
 
 
+@checked
 def from_torch(
     model: Any,
     state_dict: Mapping[str, Any],
@@ -119,6 +121,7 @@ def from_torch(
     return rules.unflatten({leaf.path: flat[leaf.path] for leaf in want.values()})
 
 
+@checked
 def to_torch(model: Any, variables: Mapping[str, Any], *, inference: bool = False) -> dict[str, np.ndarray]:
     """The exact inverse of `from_torch`: every variable under its state-dict name, in torch's layout, its own dtype.
 

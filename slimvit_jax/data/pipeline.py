@@ -238,7 +238,8 @@ def eval_batches(
     """Every image exactly once, in the order of the source, in batches of one shape; all processes get as many batches.
 
     Args:
-        batch_size: images per step over all processes, rounded up to a multiple of process_count * multiple_of.
+        batch_size: images per step over all processes, rounded up to a multiple of process_count * multiple_of; no more
+            than there are.
         multiple_of: what the local batch must divide by (the number of local devices).
         limit: only the first so many images.
     Padding rows have mask 0, label -1, index -1 and image 0. An unreadable image is a SlimError naming its file.
@@ -246,6 +247,7 @@ def eval_batches(
     if batch_size < 1 or multiple_of < 1 or (limit is not None and limit < 1):
         raise SlimError(f"batch_size {batch_size}, multiple_of {multiple_of} and limit {limit} must be at least 1")
     unit = process_count * multiple_of
+    batch_size = min(batch_size, len(source) if limit is None else min(limit, len(source)))
     shard = Shard(-(-batch_size // unit) * unit, process_index, process_count)
     use_cache = fits_cache(source, preprocess, Augment()) if cache is None else cache
     held = Cache(source, preprocess, limit) if use_cache else None

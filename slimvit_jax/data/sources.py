@@ -18,7 +18,8 @@ from slimvit_jax.data.idx import open_idx
 from slimvit_jax.data.source import Record, Source, parse_split, take_part
 from slimvit_jax.data.tfds_source import open_digits, open_tfds
 from slimvit_jax.errors import SlimError, unknown
-from slimvit_jax.options import Kind, check, keywords_of
+from slimvit_jax.keywords import keywords_of
+from slimvit_jax.options import Kind, check
 
 __all__ = ["Record", "Source", "open_source", "option_kinds"]
 

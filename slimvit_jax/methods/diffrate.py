@@ -17,7 +17,7 @@ from slimvit_jax.methods.diffrate_counts import Counts, even_counts, held, prese
 from slimvit_jax.methods.merging import Merging
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import merge, rates, select
-from slimvit_jax.options import Count, Kind, Share
+from slimvit_jax.options import Count, Kind, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Aux, Tokens
@@ -27,7 +27,7 @@ Array = jax.Array
 
 def _read_preset(value: Any) -> str:
     if isinstance(value, Real) and not isinstance(value, bool):  # 2.9 of a command line or of JSON
-        return str(float(value))
+        return str(kind_of(float).read(value))
     if not isinstance(value, str):
         raise ValueError(value)
     return value

@@ -10,7 +10,8 @@ from slimvit_jax import data
 from slimvit_jax.build import option_kinds
 from slimvit_jax.convert import from_torch
 from slimvit_jax.errors import SlimError, unknown
-from slimvit_jax.options import ANYTHING, Kind, NotNegative, keywords_of, kind_of
+from slimvit_jax.keywords import keywords_of
+from slimvit_jax.options import ANYTHING, Kind, NotNegative, kind_of
 
 TRAINABLE = ("all", "backbone", "method")
 
