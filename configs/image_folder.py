@@ -3,7 +3,12 @@
     python train.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=DIR
 
 The classes are the folders. Of a folder without splits, DIR/CLASS/*.jpg, a fifth of each class is held out by
---config.data.train_split=train[:80%] --config.data.eval_split=train[80%:].
+'--config.data.train_split=train[:80%]' '--config.data.eval_split=train[80%:]'. Any named model starts from its own
+published weights, at any image size that its patches divide:
+
+    --config.model.name=vit_small_patch14_dinov2 --config.model.options.img_size=224 --config.init.path=FILE
+
+(the last one for a weights file at hand, or hf-hub:OWNER/NAME).
 
 DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, predictor and backbone in one
 stage, with what did better than the paper's training on Fashion-MNIST (docs/results.md): training masks the patches
@@ -20,7 +25,8 @@ def get_config():
     config = life_from_timm("deit_small_patch16_224")
     config.name = "image_folder"
     config.data.update(name="folder", eval_split="test", batch_size=64, num_workers=2)
-    config.init.options = {"init_missing": ("head",)}  # another number of classes: a fresh classifier
+    # another number of classes: a fresh classifier; another image size: positions of its grid
+    config.init.options = {"init_missing": ("head",), "resample_pos_embed": True}
     config.method.options.update(hard=True, sampled_rates=(0.9, 0.8, 0.7, 0.5))
     common = {"weight_decay": 0.05, "clip_norm": 1.0, "warmup_epochs": 0.5}
     add_stage(config, "dense", slimmed=False, epochs=10.0, lr={"backbone": 1e-4}, **common)

@@ -199,3 +199,22 @@ def _essence(name: str) -> tuple[object, ...]:
     named = NAMED[name]
     kwargs = {key: value for key, value in named.kwargs.items() if key not in ("img_size", "num_classes")}
     return named.family, tuple(sorted(kwargs.items())), named.preprocess.mean, named.preprocess.std
+
+
+def weights_path(path: str, name: str, field: str) -> str:
+    """The weights file or repository of model `name` that a config's field means by `path`.
+
+    "published" is the repository of the weights that timm publishes under that name, so that they follow the model;
+    anything else is itself.
+
+    Raises:
+      SlimError: nobody has published weights of that name.
+    """
+    if path != "published":
+        return path
+    if name not in NAMED or not NAMED[name].hub:
+        raise SlimError(
+            f"config.{field}='published', but there are no published weights of model {name!r};"
+            f" --config.{field}=FILE or hf-hub:OWNER/NAME names others, --config.{field}= stands for none"
+        )
+    return f"hf-hub:{NAMED[name].hub}"

@@ -183,6 +183,7 @@ def test_overrides_take_the_type_of_the_field():
         ({"stages.dense.loss_weights.ratio": "1.0"}, ["ratio", "classification"]),
         ({"stages.dense.trainable": "['hed/.*']"}, ["hed/.*", "matches no parameter", "blocks_0"]),
         ({"init.path": "nowhere.safetensors"}, ["nowhere.safetensors"]),
+        ({"init.path": "published"}, ["no published weights of model 'vit'", "--config.init.path=FILE"]),
         ({"mesh.fsdp": "3"}, ["fsdp=3", "devices"]),
     ],
 )
@@ -258,6 +259,12 @@ def test_a_run_goes_on_in_a_workdir_older_than_a_field(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(plain))
     with pytest.raises(SlimError, match=r"another config: stages.dense.b1: 0.5 -> 0.9$"):
         workdir.Workdir(tmp_path, tiny_config())
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_published_weights_follow_the_model(name):
+    config = loading.load_config("image_folder", [("model.name", name)])
+    assert build.start_path(config).startswith(f"hf-hub:timm/{name}.")
 
 
 def test_config_by_name(tmp_path, monkeypatch, capsys):

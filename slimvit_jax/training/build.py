@@ -17,6 +17,7 @@ from slimvit_jax.data.mixup import MixupConfig
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
 from slimvit_jax.methods import METHODS
+from slimvit_jax.models import weights_path
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.training import labeller as labelling
 from slimvit_jax.training import optim, step
@@ -146,17 +147,23 @@ def init_variables(model: Any, seed: int, shardings: Any = None) -> Any:
     return jax.jit(lambda key: model.init(key, image), out_shardings=shardings)(jax.random.key(seed))
 
 
+def start_path(config: Any) -> str:
+    """Where the weights are that training starts from; "" for fresh ones."""
+    return weights_path(config.init.path, config.model.name, "init.path")
+
+
 def start_variables(config: Any, model: Any) -> Any:
-    """The weights training starts from: those of config.init.path, or fresh ones."""
-    if not config.init.path:
+    """The weights training starts from: those of `start_path`, or fresh ones."""
+    path = start_path(config)
+    if not path:
         return init_variables(model, config.seed)
     options = config.init.options.to_dict()
     if not config.init.fresh_method:
-        loaded = load(model, config.init.path, **options)
+        loaded = load(model, path, **options)
         # with `inference` among the options they lack what only training reads
         return adopt(loaded, init_variables(model, config.seed)) if options.get("inference") else loaded
     dense = build_model(config, slimmed=False)
-    return adopt(load(dense, config.init.path, **options), init_variables(model, config.seed))
+    return adopt(load(dense, path, **options), init_variables(model, config.seed))
 
 
 def adopt(variables: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +230,7 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, 
       SlimError: for what does not fit: unknown losses, parameters that do not exist, a batch that does not divide.
     """
     stage = config.stages[name]
+    start_path(config)  # fails early
     index = list(config.schedule).index(name)
     if mesh is not None:
         check_batch(config.data.batch_size, mesh, stage.accumulate)

@@ -48,7 +48,8 @@ CONFIG: dict[str, Any] = {
     "seed": (0, Seed),
     "model": {"name": "vit", "options": {}},
     "method": {"name": "life_regression", "options": {}},
-    # weights to start from: a file or "hf-hub:timm/NAME"; fresh_method: they are a dense model's
+    # weights to start from: a file, "hf-hub:timm/NAME", or "published": what timm publishes for model.name;
+    # fresh_method: they are a dense model's
     "init": {"path": "", "fresh_method": True, "options": {}},
     # the frozen dense model that some methods learn from: the config's own, with these options on top
     "teacher": {"options": {}},

@@ -20,7 +20,7 @@ from slimvit_jax.build import create_model, transform_for
 from slimvit_jax.convert import load
 from slimvit_jax.errors import SlimError
 from slimvit_jax.losses import Predictions
-from slimvit_jax.models import NAMED
+from slimvit_jax.models import NAMED, weights_path
 from slimvit_jax.slimming import Slimming
 
 Array = jax.Array
@@ -146,4 +146,5 @@ def labeller_variables(config: Any, labeller: Labeller | None) -> Mapping[str, A
         return {}
     if not config.labeller.path:
         raise SlimError(f"config.labeller.path is empty: labels of an untrained {config.labeller.name!r} teach nothing")
-    return load(labeller.source, config.labeller.path, **config.labeller.load.to_dict())
+    path = weights_path(config.labeller.path, config.labeller.name, "labeller.path")
+    return load(labeller.source, path, **config.labeller.load.to_dict())

@@ -29,7 +29,7 @@ def life_from_timm(model: str, keep_rate: float = 0.7) -> Any:
     config.model.name = model
     config.model.options.dtype = "bfloat16"
     config.method.options = {"keep_rate": keep_rate, "locations": (4, 7, 10)}
-    config.init.path = f"hf-hub:timm/{model}"
+    config.init.path = "published"
     config.data.update(name="imagenet2012", eval_split="validation", batch_size=128, num_workers=8)
     config.augment.update(kind="crop", hflip=0.5)
     config.eval.batch_size = 256
@@ -63,7 +63,7 @@ def fine_tune_on_imagenet(method: str, options: Mapping[str, Any], **stage: Any)
     config.model.options.dtype = "bfloat16"
     config.method.name = method
     config.method.options = dict(options)
-    config.init.path = f"hf-hub:timm/{model}"
+    config.init.path = "published"
     config.data.update(name="imagenet2012", eval_split="validation", batch_size=1024, num_workers=8, repeats=3)
     deit_augmentation(config)
     config.eval.batch_size = 256
@@ -147,7 +147,7 @@ def levit_on_imagenet(name: str, model: str, epochs: float) -> Any:
     """
     config = _from_release(name, model, 2048)
     config.data.repeats = 3
-    config.labeller.update(name="deit_base_patch16_224", path="hf-hub:timm/deit_base_patch16_224.fb_in1k")
+    config.labeller.update(name="deit_base_patch16_224", path="published")
     rate = {"lr": {"backbone": 2e-3}, "final_lr": 0.005, "warmup_epochs": 5.0}
     rest = {"weight_decay": 0.025, "label_smoothing": 0.1, "ema": 0.99996, "clip_norm": 1.0}
     halves = {"loss_weights": {"classification": 0.5, "hard_distillation": 0.5}}
