@@ -310,6 +310,35 @@ def test_hub_download(tmp_path, monkeypatch):
     assert asked == [("timm/deit_tiny_patch16_224.fb_in1k", "model.safetensors")]
 
 
+def test_hub_repositories_of_transformers(tmp_path, monkeypatch):
+    """Without model.safetensors: an index and its shards; what is in the cache needs no network."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    model, state, _ = saved(tmp_path, ".npz")
+    from test_convert_layouts import shards
+
+    index = shards(tmp_path, state, "safetensors")
+    here, asked = set(), []
+
+    def download(repo, name, local_files_only=False):
+        asked.append(name)
+        if local_files_only and name not in here:
+            raise OSError("not in the cache")
+        if not (tmp_path / name).exists():
+            error = RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
+            error.args = ("404",)
+            raise error
+        here.add(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args: [])
+    for _ in range(2):
+        assert_equal_states(to_torch(model, load(model, "hf-hub:someone/else")), state)
+        monkeypatch.setattr("socket.getaddrinfo", lambda *args: pytest.fail("asked for the network"))
+    assert here == {index.name, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+
+
 # The command ---------------------------------------------------------------------------------------------------------
 
 

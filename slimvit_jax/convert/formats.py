@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from slimvit_jax.errors import SlimError
-from slimvit_jax.files import atomic_path
+from slimvit_jax.files import atomic_path, read_text
 
 StateDict = dict[str, Any]
 #: What every kind of file has a form for; other floating types are written as float32, which holds them all exactly.
@@ -126,21 +126,40 @@ def _write_torch(path: Path, state: StateDict) -> None:
         torch.save(tensors, temporary)
 
 
-def _read_index(path: Path) -> Any:
-    """The arrays of all files that the index of a sharded checkpoint names."""
-    index = json.loads(path.read_text(encoding="utf-8-sig"))
+def _index(path: Path) -> Mapping[str, str]:
+    """Name of every array -> the file beside the index that has it."""
+    index = json.loads(read_text(path))
     places = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(places, Mapping) or not places:
         raise SlimError("no index of a sharded checkpoint: it has no weight_map")
+    for place in places.values():
+        plain = isinstance(place, str) and Path(place).name == place
+        if not plain or kind_of(Path(place)) not in (".safetensors", ".bin"):
+            raise SlimError(f"names the file {place!r}; expected .safetensors or .bin files beside the index")
+    return places
+
+
+def shards(path: Path) -> list[str]:
+    """The names of the files of a sharded checkpoint, from its index.
+
+    Raises:
+      SlimError: it is no such index.
+    """
+    try:
+        return list(dict.fromkeys(_index(path).values()))
+    except (SlimError, ValueError) as error:
+        raise SlimError(f"{path}: {error}") from None
+
+
+def _read_index(path: Path) -> Any:
+    """The arrays of all files that the index of a sharded checkpoint names."""
+    places = _index(path)
     state: StateDict = {}
-    for name in dict.fromkeys(map(str, places.values())):
-        file = path.with_name(name) if Path(name).name == name else None
-        if file is None or kind_of(file) not in READERS or kind_of(file) == ".index.json":
-            raise SlimError(f"names the file {name!r}; expected .safetensors or .bin files beside the index")
-        if not file.is_file():
+    for name in dict.fromkeys(places.values()):
+        if not path.with_name(name).is_file():
             raise SlimError(f"names the file {name!r}, which is not there")
         try:
-            state |= read_file(file)
+            state |= read_file(path.with_name(name))
         except SlimError as error:
             raise SlimError(f"{name}: {error}") from None
     missing = [name for name in places if name not in state]

@@ -146,7 +146,7 @@ def read_state_dict(path: str | os.PathLike[str], checkpoint_key: str | None = N
 
 def _read(path: str | os.PathLike[str]) -> Any:
     """What the file holds, as it is there."""
-    local = hub.fetch(str(path)) if hub.is_hub(str(path)) else Path(path)
+    local = hub.fetch_weights(str(path)) if hub.is_hub(str(path)) else Path(path)
     if not str(path) or not local.exists():
         raise SlimError(f"{str(path) or repr('')}: no such file or directory")
     if local.is_dir() and not directory.is_orbax(local):
