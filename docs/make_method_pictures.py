@@ -46,6 +46,7 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "topk": (PLACES, 300),
     "random": (PLACES, 300),
     "ats": (PLACES, 300),
+    "cropr": (dict(pruning_rate=10), 300),
     "kmedoids": (PLACES, 300),
     "mctf": (dict(r=7), 300),
     "dpcknn": (PLACES, 300),

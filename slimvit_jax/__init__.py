@@ -15,6 +15,7 @@ from slimvit_jax.build import create_model, list_methods, list_models, transform
 from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
 from slimvit_jax.fuse import fuse
+from slimvit_jax.grid import grid_features
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.runs import TrainingRun, open_run
@@ -39,6 +40,7 @@ __all__ = [
     "flops",
     "from_torch",
     "fuse",
+    "grid_features",
     "list_methods",
     "list_models",
     "load",

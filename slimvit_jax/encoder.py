@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from slimvit_jax import fresh
 from slimvit_jax.errors import SlimError
+from slimvit_jax.grid import Trail
 from slimvit_jax.layers import Block
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
 
 
-def encode(blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: bool, record_tokens: bool) -> Tokens:
+class Encoded(NamedTuple):
+    """What the layers made of the tokens.
+
+    Attributes:
+      tokens: after the last layer, not yet normalised.
+      trail: where every patch has gone.
+      after: the same two after each of the layers recorded.
+    """
+
+    tokens: Tokens
+    trail: Trail
+    after: dict[int, tuple[Tokens, Trail]]
+
+
+def encode(
+    blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: bool, recorded: Sequence[int], tap: bool
+) -> Encoded:
     """All layers, unrolled, since token counts differ from layer to layer.
 
     Args:
@@ -19,10 +37,8 @@ def encode(blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: boo
       method: the bound slimming method.
       tokens: as embedded.
       train: training path or inference.
-      record_tokens: tap the patch tokens (B, n, D) after every layer as "tokens".
-
-    Returns:
-      The tokens after the last layer, not yet normalised.
+      recorded: the 1-based layers after which tokens and trail are wanted.
+      tap: put the patch tokens (B, n, D) after every layer into the tap "tokens".
 
     Raises:
       SlimError: at trace time, where the tokens held disagree with the method's plan.
@@ -31,23 +47,32 @@ def encode(blocks: Sequence[Block], method: Slimming, tokens: Tokens, train: boo
     if not train:
         found = fresh.untrained(method.variables.get("params", {}), method.training_only)
         fresh.say(method.method, found)  # outside of jit, where arrays are known
+    trail, after = Trail(tokens.origin), {}
     tokens = method.start(tokens, train)
     for layer, block in enumerate(blocks, start=1):
-        tokens = _note_drop(tokens, method.before_block(tokens, layer, train))
+        if layer == method.rejoins_at:
+            tokens = trail.rejoin(tokens)
+        tokens, trail = _noted(method, trail, tokens, method.before_block(tokens, layer, train))
         _check(tokens, plan.attention[layer - 1], method, layer, "attention")
         tokens, probe = method.attend(tokens, layer, block, train)
-        tokens = _note_drop(tokens, method.after_attention(tokens, layer, probe, train))
+        tokens, trail = _noted(method, trail, tokens, method.after_attention(tokens, layer, probe, train))
         _check(tokens, plan.mlp[layer - 1], method, layer, "MLP")
         tokens = tokens.add(block.feed_forward(tokens, train))
-        tokens = _note_drop(tokens, method.after_block(tokens, layer, train))
-        if record_tokens:
+        tokens, trail = _noted(method, trail, tokens, method.after_block(tokens, layer, train))
+        if tap:
             tokens = tokens.tap("tokens", tokens.patches)
-    return method.finish(tokens, train)
+        if layer in recorded:
+            after[layer] = tokens, trail
+    return Encoded(method.finish(tokens, train), trail, after)
 
 
-def _note_drop(before: Tokens, after: Tokens) -> Tokens:
+def _noted(method: Slimming, trail: Trail, before: Tokens, after: Tokens) -> tuple[Tokens, Trail]:
+    """The tokens after a hook, with what they kept, and the trail with what they left."""
     noted = len(after.kept) > len(before.kept)  # by the method itself, where dropping is not all it did
-    return after if noted or after.n >= before.n else after.replace(kept=(*after.kept, after.origin))
+    if not noted and after.n >= before.n:
+        return after, trail
+    trail = trail.past(before) if method.prunes or not method.merges else trail
+    return after if noted else after.replace(kept=(*after.kept, after.origin)), trail
 
 
 def _check(tokens: Tokens, planned: int, method: Slimming, layer: int, where: str) -> None:

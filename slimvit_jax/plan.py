@@ -84,6 +84,18 @@ class Plan:
         return cls(tuple(attention), tuple(mlp))
 
     @property
+    def last_drop(self) -> int:
+        """The last 1-based layer that computes fewer patches than what came before it; 0 where none does."""
+        steps = [n for both in zip(self.attention, self.mlp, strict=True) for n in both]
+        drops = [step // 2 + 1 for step in range(1, len(steps)) if steps[step] < steps[step - 1]]
+        return max(drops, default=0)
+
+    def full_from(self, layer: int, num_patches: int) -> Plan:
+        """The same with all patches from this 1-based layer on."""
+        back = lambda counts: counts[: layer - 1] + (num_patches,) * (len(counts) - layer + 1)
+        return Plan(back(self.attention), back(self.mlp))
+
+    @property
     def token_counts(self) -> tuple[int, ...]:
         """Patch tokens each layer takes in."""
         return self.attention

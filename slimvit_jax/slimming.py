@@ -49,6 +49,8 @@ class Slimming(Checked, kw_only=True):
     facts: ClassVar[Facts] = Facts()
     #: Tokens are merged, so that the original index of a token is not defined and `aux.kept` is None.
     merges: ClassVar[bool] = False
+    #: Merges, and drops some tokens besides: owner -1 in `tokens.memory`, see `grid.Trail`.
+    prunes: ClassVar[bool] = False
     #: Needs the attention of a class token (or something else only some backbones have).
     needs_class_token: ClassVar[bool] = False
     #: Inference with keep_rate=1 computes what the dense model computes, up to rounding.
@@ -84,6 +86,7 @@ class Slimming(Checked, kw_only=True):
                     " stages and learns a value for every distance, so all patches must be there, at their places"
                 )
             self.check_geometry(self.geometry)
+            self.check_plan()
 
     # Options -----------------------------------------------------------------------------------------------------
 
@@ -97,6 +100,9 @@ class Slimming(Checked, kw_only=True):
                 f"method {self.method!r} ranks patches by the class token's attention,"
                 " but this model has no class token"
             )
+
+    def check_plan(self) -> None:
+        """Raises SlimError for options that do not fit the token counts, all others being right."""
 
     def check_teacher(self, teacher: Geometry) -> None:
         """Raises SlimError where `needs_teacher` and the losses cannot compare with a dense model of this geometry."""
@@ -127,6 +133,11 @@ class Slimming(Checked, kw_only=True):
     def train_plan(self) -> Plan:
         """Patch tokens per layer while training; the inference plan, or all of them with `trains_on_all`."""
         return Plan.full(self.bound.num_patches, self.bound.depth) if self.trains_on_all else self.plan
+
+    @property
+    def rejoins_at(self) -> int | None:
+        """1-based layer in front of which all patches that were dropped come back; None: never."""
+        return None
 
     def extra_flops(self) -> dict[int, int]:
         """Multiply-adds that the method adds at inference, by 1-based layer."""

@@ -119,6 +119,8 @@ class Aux(flax.struct.PyTreeNode):
       kept: original raster indices (B, n) in the order held, one array per reduction; None for merging methods.
       scores: (B, N) in raster order where the method has them (the lives, for life regression), else None.
       features: (B, P + n, D) tokens after the final norm.
+      grid: (B, N, D) features of every patch in raster order, see `grid_features`; None where `features` has them.
+      layer_grids: the same after each recorded layer, by 1-based layer.
       taps: further named outputs: "head_logits" and "dist_logits" of a model with two heads, "tokens" when asked with
         `record_tokens=True`, and what the method adds.
     """
@@ -128,3 +130,5 @@ class Aux(flax.struct.PyTreeNode):
     scores: Array | None
     features: Array
     taps: dict[str, Any] = flax.struct.field(default_factory=dict)
+    grid: Array | None = None
+    layer_grids: dict[int, Array] = flax.struct.field(default_factory=dict)

@@ -25,12 +25,13 @@ FAMILIES = {"vit": ("vit", {}), "deit_distilled": ("deit_distilled", {}), "regis
 #: Where the defaults are made for larger models: everything else is derived from the fields of the method.
 SPECIAL = {
     "avit": {"gate_scale": 1.0, "gate_center": 3.0},
+    "cropr": {"pruning_rate": 4},
     "dtem": {"r": 3, "keep_rate": None},
     "mctf": {"r": 3},
     "tome": {"r": 3, "keep_rate": None},
 }
 #: What keeps everything, where that is no keep rate of 1.
-KEEP_ALL = {"mctf": {"r": 0}}
+KEEP_ALL = {"cropr": {"pruning_rate": 0}, "mctf": {"r": 0}}
 #: What the head of a class token never sees: whom the last layer merges.
 WITHOUT_GRADIENT = {"dtem": f"slim/metric_layer_{DEPTH - 1}/"}
 #: DPC-KNN divides by the sum of the merge weights plus 1e-6, as released: a lone token loses that share.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -17,7 +17,7 @@ from slimvit_jax.images import Preprocess
 from slimvit_jax.losses import Targets
 from slimvit_jax.models import UNNAMED
 from slimvit_jax.options import Count, Kind, Natural, Pair
-from slimvit_jax.plan import Geometry
+from slimvit_jax.plan import Geometry, check_locations
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux
 
@@ -186,6 +186,13 @@ class Backbone(Checked, kw_only=True):
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
         raise NotImplementedError
+
+
+def recorded_layers(record_tokens: bool | Sequence[int], depth: int) -> tuple[int, ...]:
+    """The 1-based layers that `record_tokens` means, ascending; a SlimError for one that there is not."""
+    if isinstance(record_tokens, bool) or not record_tokens:
+        return tuple(range(1, depth + 1)) if record_tokens else ()
+    return check_locations(tuple(sorted(record_tokens)), depth, "record_tokens")
 
 
 def renamed(options: dict[str, Any], release: str, ours: str) -> None:

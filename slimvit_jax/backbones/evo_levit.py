@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.backbones.base import renamed
+from slimvit_jax.backbones.base import recorded_layers, renamed
 from slimvit_jax.backbones.evo_levit_layers import Evolving, EvoStage, Runs
 from slimvit_jax.backbones.evo_levit_losses import EvoLevitLosses
 from slimvit_jax.backbones.evo_levit_names import from_release, to_release
@@ -137,11 +137,11 @@ class EvoLeViT(LeViT, kw_only=True):
         train: bool = False,
         *,
         return_aux: bool = False,
-        record_tokens: bool = False,
+        record_tokens: bool | Sequence[int] = False,
         scores: Array | None = None,
         mask: Array | None = None,
     ) -> Array | tuple[Array, Aux]:
-        """Classify images; `record_tokens` taps the patches after every stage, in raster order."""
+        """Classify images; `record_tokens` has the patches in raster order, after the last layer of a stage only."""
         self.check_images(images.shape)
         if scores is not None:
             raise SlimError("scores: Evo-LeViT ranks by its own class attention")
@@ -163,11 +163,14 @@ class EvoLeViT(LeViT, kw_only=True):
         if not return_aux:
             return logits
         taps |= {"class_attention": tuple(s for s, _ in state.chosen), "order": tuple(o for _, o in state.chosen)}
-        taps |= {"tokens": tuple(seen)} if record_tokens else {}
+        taps |= {"tokens": tuple(seen)} if record_tokens is True else {}
+        ends = tuple(itertools.accumulate(len(layers) for layers in self.stages))
+        recorded = recorded_layers(record_tokens, ends[-1])
+        grids = {layer: patches for layer, patches in zip(ends, seen, strict=True) if layer in recorded}
         counts = [k for runs in self.runs for _, k in runs]
         kept = tuple(order[:, :k] for (_, order), k in zip(state.chosen, counts, strict=True))
         features = jnp.concatenate([state.x[:, :1], seen[-1]], axis=1)
-        return logits, Aux(self.slim.plan.token_counts, kept, None, features, taps)
+        return logits, Aux(self.slim.plan.token_counts, kept, None, features, taps, layer_grids=grids)
 
     def _heads(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, dict[str, Any]]:
         mean, token = x[:, 1:].mean(axis=1), x[:, 0]

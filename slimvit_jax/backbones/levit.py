@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.backbones.base import Backbone
+from slimvit_jax.backbones.base import Backbone, recorded_layers
 from slimvit_jax.backbones.levit_layers import Layer, LevitStage, LevitStem, halved
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers_conv import NormLinear, stem_flops, stem_layers
@@ -131,7 +132,7 @@ class LeViT(Backbone, kw_only=True):
         train: bool = False,
         *,
         return_aux: bool = False,
-        record_tokens: bool = False,
+        record_tokens: bool | Sequence[int] = False,
         scores: Array | None = None,
         mask: Array | None = None,
     ) -> Array | tuple[Array, Aux]:
@@ -149,7 +150,7 @@ class LeViT(Backbone, kw_only=True):
             stage = LevitStage(layers, self.drop_path_rate, self.fused, dtype, name=f"stages_{i}")
             seen += stage(seen[-1] if seen else x, train, mask)
         logits = pooled = seen[-1].astype(jnp.float32).mean(axis=1)
-        taps: dict[str, Any] = {"tokens": tuple(seen)} if record_tokens else {}
+        taps: dict[str, Any] = {"tokens": tuple(seen)} if record_tokens is True else {}
         if self.num_classes:
             logits = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head")(pooled, train, mask)
             if self.distilled:
@@ -158,7 +159,9 @@ class LeViT(Backbone, kw_only=True):
                 logits = (logits + dist) / 2
         if not return_aux:
             return logits
-        return logits, Aux(self.slim.plan.token_counts, kept=(), scores=None, features=seen[-1], taps=taps)
+        grids = {layer: seen[layer - 1] for layer in recorded_layers(record_tokens, len(seen))}
+        counts = self.slim.plan.token_counts
+        return logits, Aux(counts, kept=(), scores=None, features=seen[-1], taps=taps, layer_grids=grids)
 
     def bias_index(self, path: tuple[str, ...]) -> np.ndarray:
         """The (queries, keys) index into the attention biases at `path` of the parameters."""

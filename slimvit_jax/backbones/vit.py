@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.backbones.base import Backbone
+from slimvit_jax.backbones.base import Backbone, recorded_layers
 from slimvit_jax.encoder import encode
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, RematBlock, truncated
@@ -177,7 +178,7 @@ class VisionTransformer(Backbone, kw_only=True):
         train: bool = False,
         *,
         return_aux: bool = False,
-        record_tokens: bool = False,
+        record_tokens: bool | Sequence[int] = False,
         scores: Array | None = None,
         mask: Array | None = None,
     ) -> Array | tuple[Array, Aux]:
@@ -187,7 +188,8 @@ class VisionTransformer(Backbone, kw_only=True):
           images: (B, H, W, C) floats, prepared as the weights expect (`transform_for`).
           train: the training path: dropout, stochastic depth and the method's training form; needs rngs={"dropout"}.
           return_aux: also return an `Aux`.
-          record_tokens: put the patch tokens after every layer into `aux.taps["tokens"]`.
+          record_tokens: 1-based layers whose features `grid_features` is to have; True: all layers, and their patch
+            tokens in `aux.taps["tokens"]` as they are held.
           mask: (B,), 0 for rows that only fill up a training batch: batch norms and MixToken leave them out.
           scores: (B, N) in raster order, used by the method in place of its own prediction (random lives, an oracle).
 
@@ -195,20 +197,21 @@ class VisionTransformer(Backbone, kw_only=True):
           (B, num_classes) float32 logits, or (logits, aux).
 
         Raises:
-          SlimError: for images of another shape.
+          SlimError: for images of another shape, layers that there are not.
         """
         self.check_images(images.shape)
+        recorded = recorded_layers(record_tokens, self.depth)
         path = train or self.is_initializing()  # so that init creates the parameters that only training uses
         tokens = self._embed(images, train, mask)
         if scores is not None:
             if scores.shape != tokens.origin.shape:
                 raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
             tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
-        tokens = encode(self.blocks, self.slim, tokens, path, record_tokens)
+        tokens, trail, after = encode(self.blocks, self.slim, tokens, path, recorded, record_tokens is True)
         mean = self._mean(tokens, train) if self.slim.pools_patches else None
-        if not self._norm_after_pooling:
-            tokens = tokens.replace(x=self.norm(tokens.x))
-            mean = None if mean is None else self.norm(mean)
+        norm = (lambda x: x) if self._norm_after_pooling else self.norm
+        tokens = tokens.replace(x=norm(tokens.x))
+        mean = None if mean is None else norm(mean)
         logits, taps = self._classify(tokens, mean, train)
         if not return_aux:
             return logits
@@ -219,8 +222,12 @@ class VisionTransformer(Backbone, kw_only=True):
             scores=tokens.memory.get("scores"),
             features=tokens.x,
             taps={**tokens.taps, **taps},
+            grid=None if trail.in_raster_order(tokens) else trail.patches(tokens, tokens.patches, norm),
         )
-        return logits, aux
+        grids = {layer: way.patches(held, norm(held.patches), norm) for layer, (held, way) in after.items()}
+        if self.depth in grids:  # what `finish` has put together
+            grids[self.depth] = tokens.patches if aux.grid is None else aux.grid
+        return logits, aux.replace(layer_grids=grids)
 
     def label_tokens(self, images: Array) -> tuple[Array, Array]:
         """As a labeller: (B, C) logits, and (B, N, C) what the classifier makes of every patch by itself.
@@ -268,7 +275,8 @@ class VisionTransformer(Backbone, kw_only=True):
         return [(name, bool(there)) for name, there in names]
 
     def _mean(self, tokens: Tokens, train: bool) -> Array:
-        weights = self.slim.pooling_weights(tokens, train)
+        # Once all patches are back none weighs more than another.
+        weights = None if self.slim.rejoins_at else self.slim.pooling_weights(tokens, train)
         patches = tokens.patches.astype(jnp.float32)
         return patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
 

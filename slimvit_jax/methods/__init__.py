@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slimvit_jax.methods.ats import ATS
 from slimvit_jax.methods.avit import AViT
+from slimvit_jax.methods.cropr import Cropr
 from slimvit_jax.methods.diffrate import DiffRate
 from slimvit_jax.methods.dpcknn import DPCKNN
 from slimvit_jax.methods.dtem import DTEM
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Slimming]] = {
         LifeRegression,
         ATS,
         AViT,
+        Cropr,
         DPCKNN,
         DTEM,
         DiffRate,
@@ -53,6 +55,7 @@ METHODS: dict[str, type[Slimming]] = {
 __all__ = [
     "ATS",
     "AViT",
+    "Cropr",
     "DPCKNN",
     "DTEM",
     "DiffRate",

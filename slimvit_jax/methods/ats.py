@@ -70,7 +70,7 @@ class ATS(Dropping, Located, kw_only=True):
         return {layer: cluster.quantiles(m + 1) for layer, m in most}
 
     @property
-    def plan(self) -> Plan:
+    def dropping_plan(self) -> Plan:
         counts, left = [], self.bound.num_patches
         for points in self.points.values():
             left = min(left, len(points))

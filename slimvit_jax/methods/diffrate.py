@@ -92,6 +92,7 @@ class DiffRate(Merging, kw_only=True):
         grid="dropped and merged",
         where="inside, every layer",
     )
+    prunes = True
     needs_class_token = True
     in_place_of_keep_rate = ("prune_kept_num", "merge_kept_num", "preset", "target_flops")
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import grid
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import Linear
@@ -95,4 +96,5 @@ class DPCKNN(Clustering, kw_only=True):
         clusters = cluster.assign_to_centers(distances, centers)
         weight = jnp.zeros(x.shape[:2], jnp.float32) if self.equal_weight else self.cluster_layers[stage](x)
         merged = cluster.merge_clusters(x, weight, clusters, count)
-        return tokens.with_patches(merged).tap("centers", centers).tap("clusters", clusters)
+        tokens = grid.follow_clusters(tokens, clusters).with_patches(merged)
+        return tokens.tap("centers", centers).tap("clusters", clusters)

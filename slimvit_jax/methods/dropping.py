@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 
+from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
 from slimvit_jax.ops import squeeze as squeezing
-from slimvit_jax.options import Positive
+from slimvit_jax.options import Positive, Range
+from slimvit_jax.plan import Plan
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
 
@@ -16,13 +18,18 @@ Array = jax.Array
 
 
 class Dropping(Slimming, kw_only=True):
-    """Dropped patches vanish, or are *squeezed*: each joins the survivor it is most similar to.
+    """Dropped patches vanish, or are *squeezed*: each joins the survivor it is most similar to. They may *rejoin*.
 
     Similarity is the cosine of the patch tokens as they are at the drop, not normalised; prefix tokens take no part. A
     survivor keeps its place and its index in `aux.kept`. Training that really drops squeezes too; training that masks
     (DynamicViT, IA-RED2, life regression with `hard`) squeezes in the masked tokens what inference squeezes at that
     place, so that it sees what will be computed; where weights are soft nothing is gone and nothing is squeezed.
     Cost per drop: 2 n_kept n_dropped D.
+
+    Rejoining is Cropr's last-layer fusion (Bergner et al. 2024) for any method: from one layer on all patches are
+    computed again, in raster order, those that were dropped with the features they had then. Made-up tokens (EViT's
+    fused one) end there, and so does all masking and weighing, in training too. `aux.kept` still says what was dropped.
+    Cost: those layers compute all patches, which plan and FLOPs say.
 
     Attributes:
       squeeze: False: they vanish. True: TPS (Wei et al. 2023, "Joint Token Pruning and Squeezing"), the survivor
@@ -31,10 +38,40 @@ class Dropping(Slimming, kw_only=True):
         logarithm is added to the attention logits of the keys (ToMe's proportional attention, on top of whatever weight
         the method gives a key), and average pooling weighs by them.
       squeeze_temperature: of squeeze=True.
+      rejoin: 1-based layer in front of which the dropped come back, behind the last drop; None: never.
     """
 
     squeeze: bool | Literal["mean"] = False
     squeeze_temperature: Positive = 1.0
+    rejoin: Annotated[int, Range(least=2)] | None = None
+
+    def check_plan(self) -> None:
+        super().check_plan()
+        back, depth = self.rejoins_at, self.bound.depth
+        if back is None:
+            return
+        last = self.dropping_plan.last_drop
+        if not last < back <= depth:
+            room = f"must lie in {last + 1}..{depth}" if last < depth else "cannot be had with these drops"
+            raise SlimError(f"rejoin={back} {room}: method {self.method!r} still drops patches at layer {last}")
+
+    @property
+    def rejoins_at(self) -> int | None:
+        return self.rejoin
+
+    @property
+    def dropping_plan(self) -> Plan:
+        """The plan as if nobody came back."""
+        return super().plan
+
+    @property
+    def plan(self) -> Plan:
+        plan, back = self.dropping_plan, self.rejoins_at
+        return plan if back is None else plan.full_from(back, self.bound.num_patches)
+
+    def has_rejoined(self, layer: int) -> bool:
+        """Whether all patches are back in this layer."""
+        return self.rejoins_at is not None and layer >= self.rejoins_at
 
     def drop(self, tokens: Tokens, left: int, scores: Array | None = None) -> Tokens:
         """The `left` patches of highest score in descending order; without scores the first `left`, as they are held.

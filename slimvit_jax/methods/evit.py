@@ -78,7 +78,7 @@ class EViT(Dropping, Located, kw_only=True):
         return drops
 
     @property
-    def plan(self) -> Plan:
+    def dropping_plan(self) -> Plan:
         drops = self.kept
         counts = [left + self.fuses for _, left in drops.values()]
         return Plan.drop(self.bound, tuple(drops), counts, "inside")

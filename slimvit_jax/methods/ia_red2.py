@@ -178,7 +178,7 @@ class IARED2(Dropping, kw_only=True):
         return self.places[: self.active_groups]
 
     @property
-    def plan(self) -> Plan:
+    def dropping_plan(self) -> Plan:
         rates = self.schedule.rates[: self.active_groups]
         return dataclasses.replace(self.schedule, keep_rate=rates, locations=self.dropping).plan(self.bound)
 

@@ -160,7 +160,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
         return full if full < len(self.budgets) else min(4, len(self.budgets))
 
     @property
-    def plan(self) -> Plan:
+    def dropping_plan(self) -> Plan:
         return Plan(self.counts, self.counts)
 
     @property
@@ -243,7 +243,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
         return jnp.asarray(choices)[chosen], moments[:, :1], moments[:, 1:]
 
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
-        if layer <= self.base:
+        if layer <= self.base or self.has_rejoined(layer):
             return tokens
         if self._really_drops(train):
             return self.drop(tokens, self.counts[layer - 1])

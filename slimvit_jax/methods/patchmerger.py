@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import grid
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.clustering import Clustering
@@ -78,4 +79,4 @@ class PatchMerger(Clustering, kw_only=True):
 
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
         merged, assignment = self.cluster_layers[stage](tokens.patches)
-        return tokens.with_patches(merged).tap("assignment", assignment)
+        return grid.follow_shares(tokens, assignment).with_patches(merged).tap("assignment", assignment)

@@ -54,7 +54,7 @@ class Random(Dropping, Located, kw_only=True):
 
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         counts = self.plan.attention
-        if layer == self.bound.depth or counts[layer] == tokens.n:
+        if layer == self.bound.depth or counts[layer] >= tokens.n:
             return tokens
         if tokens.n == self.bound.num_patches:
             return self.drop(tokens, counts[layer], tokens.memory["scores"])  # the one sort

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import grid
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
@@ -201,7 +202,8 @@ class SiT(Located, kw_only=True):
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer in self.places:
             weights = self.tsm[self.places.index(layer)](tokens.patches)
-            tokens = tokens.with_patches(aggregate(weights, tokens.patches)).tap("assignments", weights)
+            merged = aggregate(weights, tokens.patches)
+            tokens = grid.follow_shares(tokens, weights.swapaxes(1, 2)).with_patches(merged).tap("assignments", weights)
         return tokens.tap("recovered", self._recover(tokens, layer)) if train else tokens
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:

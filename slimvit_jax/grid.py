@@ -1,0 +1,147 @@
+"""Dense features: where every patch of the grid has gone, and its features back on the grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from slimvit_jax.errors import SlimError
+from slimvit_jax.ops import select
+from slimvit_jax.tokens import Aux, Tokens
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Trail:
+    """What has become of the patches so far, in one trace of the encoder.
+
+    A patch is in one of the tokens held, or its last features are in `left`. Which token it is in says
+    `tokens.memory["owner"]` (B, P + N) where tokens are merged, positions among all tokens held and a negative one for
+    those gone; `tokens.memory["shares"]` (B, N, n) where every token has a share of every patch; else `tokens.origin`.
+    Nothing is computed before features are asked for.
+
+    Attributes:
+      raster: the first `origin`: tokens that still have this one are all patches, in raster order.
+      left: the patch tokens (B, n, D) in front of every reduction that may lose some, and the positions (B, N) of the
+        patches among them; first to last.
+    """
+
+    raster: Array
+    left: tuple[tuple[Array, Array], ...] = ()
+
+    def past(self, before: Tokens) -> Trail:
+        """With a reduction behind it, `before` being the tokens in front of that."""
+        return dataclasses.replace(self, left=(*self.left, (before.patches, self._places(before))))
+
+    def patches(self, tokens: Tokens, held: Array, norm: Callable[[Array], Array] = lambda x: x) -> Array:
+        """(B, N, D) features of all patches in raster order: of the token that they are in, or their last.
+
+        Args:
+          tokens: held now.
+          held: (B, n, D), their features.
+          norm: what makes those of the patches that are gone comparable with `held`.
+        """
+        if self.in_raster_order(tokens):
+            return held
+        if "shares" in tokens.memory:
+            shares = tokens.memory["shares"].astype(held.dtype)
+            return jnp.matmul(shares, held, preferred_element_type=jnp.float32).astype(held.dtype)
+        places = self._places(tokens)
+        found = select.gather(held, jnp.maximum(places, 0))
+        if not self.left:
+            return found
+        return jnp.where((places >= 0)[..., None], found, norm(self._last()))
+
+    def rejoin(self, tokens: Tokens) -> Tokens:
+        """All patches again, in raster order: those that are gone with their last features; weights of any kind end."""
+        x = jnp.concatenate([tokens.head, self.patches(tokens, tokens.patches)], axis=1)
+        return tokens.replace(x=x, origin=self.raster, log_weight=None, policy=None, size=None, input_mask=None)
+
+    def in_raster_order(self, tokens: Tokens) -> bool:
+        """Whether the tokens held are known to be all patches in raster order."""
+        return tokens.origin is self.raster and "owner" not in tokens.memory
+
+    def _places(self, tokens: Tokens) -> Array:
+        """(B, N) int32, the position of every patch among the patch tokens held; negative where it is in none."""
+        if "owner" in tokens.memory:
+            return tokens.memory["owner"][:, tokens.prefix :] - tokens.prefix
+        batch, count = self.raster.shape
+        numbers = jnp.broadcast_to(jnp.arange(tokens.n, dtype=jnp.int32), tokens.origin.shape)
+        target = jnp.where(tokens.origin < 0, count, tokens.origin)  # made-up tokens are nobody's
+        nowhere = jnp.full((batch, count), -1, jnp.int32)
+        return nowhere.at[jnp.arange(batch)[:, None], target].set(numbers, mode="drop")
+
+    def _last(self) -> Array:
+        """(B, N, D): what every patch was when it was last there, in front of some reduction."""
+        index, offset = jnp.zeros_like(self.raster), 0
+        for patches, places in self.left:
+            index = jnp.where(places >= 0, places + offset, index)
+            offset += patches.shape[1]
+        return select.gather(jnp.concatenate([patches for patches, _ in self.left], axis=1), index)
+
+
+def follow_clusters(tokens: Tokens, clusters: Array) -> Tokens:
+    """Remember that the patch tokens become those numbered `clusters` (B, n), 0.. of the new ones."""
+    prefix, owner = tokens.prefix, tokens.memory.get("owner")
+    if owner is None:
+        front = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (clusters.shape[0], prefix))
+        return tokens.remember(owner=jnp.concatenate([front, clusters + prefix], axis=1))
+    patches = select.gather(clusters, owner[:, prefix:] - prefix) + prefix
+    return tokens.remember(owner=jnp.concatenate([owner[:, :prefix], patches], axis=1))
+
+
+def follow_shares(tokens: Tokens, weights: Array) -> Tokens:
+    """Remember that new tokens take `weights` (B, m, n) of the patch tokens; of a patch all of them have shares."""
+    taken = weights.astype(jnp.float32).swapaxes(1, 2)  # (B, n, m)
+    taken = taken / jnp.maximum(taken.sum(axis=2, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    before = tokens.memory.get("shares")
+    return tokens.remember(shares=taken if before is None else jnp.matmul(before, taken))
+
+
+def grid_features(model: Any, aux: Aux, layers: Sequence[int] | None = None) -> Array | tuple[Array, ...]:
+    """The features of every patch on the grid, whatever the method did: what a dense head reads.
+
+    A patch that was kept has its own token; one that was merged a copy of the token it is part of; one that was dropped
+    its features of the moment it was dropped, or those of the end where the method lets it rejoin. Where every token
+    takes a share of every patch (sit, sinkhorn, patchmerger) a patch has the mean of the tokens, weighted by the share
+    that each takes of it. All are normalised as `aux.features` is, by the model's final norm.
+
+    Args:
+      model: from `create_model`.
+      aux: of `model.apply(variables, images, return_aux=True)`.
+      layers: 1-based, to have the features after each of these layers instead; `apply` needs `record_tokens=True` or
+        `record_tokens=layers` then.
+
+    Returns:
+      (B, H', W', D), rows and columns of patches; H' and W' are those of `model.geometry.grid`, or of the last stage
+      where the backbone subsamples its grid (LeViT). With `layers` a tuple of them.
+
+    Raises:
+      SlimError: the layers are none of the model, or were not recorded; the aux is of another model.
+    """
+    if layers is None:
+        return _on_grid(model, aux.features[:, model.geometry.prefix_tokens :] if aux.grid is None else aux.grid)
+    depth = model.geometry.depth
+    wrong = [layer for layer in layers if layer not in aux.layer_grids]
+    if wrong and all(layer in range(1, depth + 1) for layer in wrong):
+        raise SlimError(
+            f"grid_features: layers {tuple(wrong)} were not recorded; apply the model with"
+            f" record_tokens={tuple(layers)}"
+        )
+    if wrong:
+        raise SlimError(f"grid_features: layers={tuple(layers)} must be whole numbers in 1..{depth}")
+    return tuple(_on_grid(model, aux.layer_grids[layer]) for layer in layers)
+
+
+def _on_grid(model: Any, patches: Array) -> Array:
+    rows, columns = model.geometry.grid
+    while rows * columns > patches.shape[1] and model.geometry.pyramid is not None:
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2  # a stage of a pyramid
+    if patches.ndim != 3 or patches.shape[1] != rows * columns:
+        raise SlimError(f"grid_features: features of shape {patches.shape} are not those of a {rows}x{columns} grid")
+    return patches.reshape(patches.shape[0], rows, columns, patches.shape[2])
