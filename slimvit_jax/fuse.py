@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.convert.rules import flatten, unflatten
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers_conv import BatchNorm
@@ -18,7 +19,7 @@ Path = tuple[str, ...]
 _PARTNERS = ((re.compile(r"bn"), "linear"), (re.compile(r"bn(\d+)"), r"conv\1"))
 
 
-def fuse(model: Any, variables: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def fuse(model: Backbone, variables: Mapping[str, Any]) -> tuple[Backbone, dict[str, Any]]:
     """The model without its batch norms, and its variables: the same numbers, up to rounding, in less time.
 
     With the running statistics a batch norm is y * gain + shift. Behind a layer without bias the gain goes into the

@@ -177,7 +177,7 @@ def check_locations(locations: object, depth: int | None = None, name: str = "lo
     Raises:
       SlimError: for anything else.
     """
-    layers = kind_of(tuple[int, ...]).value(name, locations)
+    layers: tuple[int, ...] = kind_of(tuple[int, ...]).value(name, locations)
     if not layers:
         raise SlimError(f"{name}=() must be a non-empty tuple of 1-based layers, such as (4, 7, 10)")
     if any(b <= a for a, b in itertools.pairwise(layers)):
@@ -193,7 +193,7 @@ def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[in
     Raises:
       SlimError: for anything else.
     """
-    counts = kind_of(tuple[Count, ...]).value("budgets", budgets)
+    counts: tuple[int, ...] = kind_of(tuple[Count, ...]).value("budgets", budgets)
     if not counts:
         raise SlimError("budgets=() must be a tuple with one patch count per layer")
     for layer, (a, b) in enumerate(itertools.pairwise(counts), start=1):
@@ -210,7 +210,9 @@ def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[in
     return counts
 
 
-def shrinking_counts(num_patches: int, rates: Sequence[float], rounding: Callable = math.ceil) -> tuple[int, ...]:
+def shrinking_counts(
+    num_patches: int, rates: Sequence[float], rounding: Callable[[float], int] = math.ceil
+) -> tuple[int, ...]:
     """n_k = round(rate_k * n_{k-1}): each rate is of what the location before left (life regression, EViT).
 
     >>> shrinking_counts(196, (0.7, 0.7, 0.7))

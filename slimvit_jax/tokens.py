@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -89,7 +90,7 @@ class Tokens(flax.struct.PyTreeNode):
         """Only the first `k` patch tokens: a plain slice."""
         return self._map(lambda a: a[:, : self.prefix + k], self.origin[:, :k])
 
-    def _map(self, cut, origin: Array) -> Tokens:
+    def _map(self, cut: Callable[[Array], Array], origin: Array) -> Tokens:
         optional = {
             name: cut(value)
             for name in ("log_weight", "policy", "size", "input_mask")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.errors import SlimError
+from slimvit_jax.keywords import checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,8 @@ class FlopsReport:
         return self.embed + sum(self.per_layer) + self.head
 
 
-def flops(model, *, paper_predictor: bool = False) -> FlopsReport:
+@checked
+def flops(model: Backbone, *, paper_predictor: bool = False) -> FlopsReport:
     """The multiply-adds of a model per image.
 
     Args:
@@ -40,11 +44,12 @@ def flops(model, *, paper_predictor: bool = False) -> FlopsReport:
     Raises:
       SlimError: if `paper_predictor` is asked of a model without life regression.
     """
-    extra = dict(model.slim.extra_flops())
+    slim: Any = model.slim
+    extra: dict[int, int] = dict(slim.extra_flops())
     if paper_predictor:
-        if model.slim.method != "life_regression":
-            raise SlimError(f"paper_predictor=True: the method is {model.slim.method!r}, not 'life_regression'")
-        extra = {model.slim.base: 2 * model.geometry.num_patches * model.geometry.dim**2}
+        if slim.method != "life_regression":
+            raise SlimError(f"paper_predictor=True: the method is {slim.method!r}, not 'life_regression'")
+        extra = {slim.base: 2 * model.geometry.num_patches * model.geometry.dim**2}
     embed, layers, head = model.flops_parts()
     per_layer = tuple(cost + extra.get(layer, 0) for layer, cost in enumerate(layers, start=1))
     return FlopsReport(embed=embed, per_layer=per_layer, head=head, method=sum(extra.values()))

@@ -164,7 +164,7 @@ _DEIT_S, _DEIT_B = "deit_small_patch16_224", "deit_base_patch16_224"
 _VIT_T, _VIT_S, _VIT_B = (f"vit_{size}_patch16_224" for size in ("tiny", "small", "base"))
 
 # label -> model, method, options[, why the printed FLOPs do not follow[, they are a mean over images]]
-_MEANING: dict[str, tuple] = {
+_MEANING: dict[str, tuple[Any, ...]] = {
     "DeiT-S": (_DEIT_S, None, {}),
     "IA-RED2 (DeiT-S)": (_DEIT_S, "ia_red2", {"keep_rate": 0.85}, _SAMPLED, True),
     "EViT (DeiT-S)": (_DEIT_S, "evit", {"keep_rate": 0.7}),

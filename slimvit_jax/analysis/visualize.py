@@ -202,7 +202,11 @@ def _as_picture(image: np.ndarray) -> np.ndarray:
 
 
 def _draw_heat(
-    axis: Axes, lives: np.ndarray, life_range: tuple[float, float] | None, extent: tuple, cell_points: float
+    axis: Axes,
+    lives: np.ndarray,
+    life_range: tuple[float, float] | None,
+    extent: tuple[float, float, float, float],
+    cell_points: float,
 ) -> Any:
     low, high = life_range or (float(lives.min()), float(lives.max()))
     shown = np.clip(lives, low, high)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.convert import directory, formats, hub, layouts, rules
 from slimvit_jax.convert.statedict import from_torch, to_torch
 from slimvit_jax.errors import SlimError, unknown
@@ -18,7 +19,7 @@ from slimvit_jax.keywords import checked
 DIRECTORY = ("", ".orbax")
 
 
-def load(model: Any, path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+def load(model: Backbone, path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """The variables for `model` from a weights file.
 
     Args:
@@ -56,7 +57,7 @@ def split_load_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 
 @checked
 def save(
-    model: Any,
+    model: Backbone,
     variables: Mapping[str, Any],
     path: str | os.PathLike[str],
     *,

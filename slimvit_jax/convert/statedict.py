@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.arrays import as_numpy
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.convert import describe, layouts, rules
 from slimvit_jax.convert.resample import resample_pos_embed as resample
 from slimvit_jax.errors import SlimError, unknown
@@ -23,7 +24,7 @@ SHOWN = 5  # names per kind of problem in an error message
 
 @checked
 def from_torch(
-    model: Any,
+    model: Backbone,
     state_dict: Mapping[str, Any],
     *,
     init_missing: str | Iterable[str] = (),
@@ -122,7 +123,7 @@ def from_torch(
 
 
 @checked
-def to_torch(model: Any, variables: Mapping[str, Any], *, inference: bool = False) -> dict[str, np.ndarray]:
+def to_torch(model: Backbone, variables: Mapping[str, Any], *, inference: bool = False) -> dict[str, np.ndarray]:
     """The exact inverse of `from_torch`: every variable under its state-dict name, in torch's layout, its own dtype.
 
     Batch normalisation's counter num_batches_tracked, which torch expects and nothing here uses, is an int64 0.

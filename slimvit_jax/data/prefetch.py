@@ -60,14 +60,14 @@ class DeviceIterator(grain.DatasetIterator):
             return jax.device_put(batch)
         return {k: jax.make_array_from_process_local_data(self._sharding, v) for k, v in batch.items()}
 
-    def _put(self, item: tuple[str, Any, Any], stop: threading.Event, out: queue.Queue) -> None:
+    def _put(self, item: tuple[str, Any, Any], stop: threading.Event, out: queue.Queue[Any]) -> None:
         while not stop.is_set():
             try:
                 return out.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _fill(self, source: Iterator[dict[str, Any]], stop: threading.Event, out: queue.Queue) -> None:
+    def _fill(self, source: Iterator[dict[str, Any]], stop: threading.Event, out: queue.Queue[Any]) -> None:
         try:
             while not stop.is_set():
                 try:

@@ -25,7 +25,7 @@ Array = jax.Array
 
 
 def _weight_init(kind: str, scale: float) -> nn.initializers.Initializer:
-    def init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         if kind == "normal":
             return scale * jax.random.normal(key, shape, dtype)
         return (scale if kind == "identity" else -scale) * jnp.eye(shape[0], dtype=dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from slimvit_jax.tokens import Tokens
 Array = jax.Array
 
 
-def unit_rows(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def unit_rows(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Initial centers: uniform on the sphere."""
     return cluster.unit(jax.random.normal(key, shape, dtype))
 

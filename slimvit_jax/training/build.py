@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from slimvit_jax import data
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.build import assemble, create_from, transform_for
 from slimvit_jax.convert import load
 from slimvit_jax.data.mixup import MixupConfig
@@ -36,7 +37,7 @@ def build_model(config: Any, slimmed: bool = True, stage: str = "", **method_opt
     return prepared(config, _build_model(config, slimmed, stage, method_options))
 
 
-def prepared(config: Any, model: Any) -> Any:
+def prepared(config: Any, model: Backbone) -> Backbone:
     """The model with what the config says about the preparation of its images."""
     given = {key: value for key, value in config.preprocess.to_dict().items() if value}
     return model.clone(preprocess=model.preprocess.replace(**given)) if given else model

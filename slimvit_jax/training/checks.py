@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from slimvit_jax import data
@@ -47,7 +46,8 @@ def _read_names(value: Any) -> tuple[str, ...]:
 _NAMES = Kind("be names, in one text or a tuple", _read_names)
 #: Groups that hold options of slim.load.
 LOADING = ("init.options", "labeller.load")
-_LOAD: Mapping[str, Kind] = {**keywords_of(from_torch), "init_missing": _NAMES, "ignore": _NAMES}
+_LOAD: dict[str, Kind] = {**keywords_of(from_torch), "init_missing": _NAMES, "ignore": _NAMES}
+del _LOAD["rng"]  # training has a seed
 
 
 def check_values(config: Any) -> None:

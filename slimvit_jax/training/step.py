@@ -115,7 +115,7 @@ def make_train_step(
       step is that of the batch without them, in losses, gradients, batch statistics and mixing.
     """
 
-    def loss_of(params: Any, state: TrainState, images: Array, labels: Array, mask: Array, key: Array):
+    def loss_of(params: Any, state: TrainState, images: Array, labels: Array, mask: Array, key: Array) -> Any:
         """Sums over the images that count, not means: one division at the end serves all parts of a batch, and how many
         count is then known from the same all-reduce as the gradient."""
         # `state` is not differentiated: the backward pass stops where no learning parameter lies below
@@ -137,16 +137,16 @@ def make_train_step(
 
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def one_pass(state: TrainState, images: Array, labels: Array, mask: Array, key: Array):
+    def one_pass(state: TrainState, images: Array, labels: Array, mask: Array, key: Array) -> Any:
         (_, (report, statistics)), grads = gradient(state.params, state, images, labels, mask, key)
         return grads, report, statistics
 
-    def many_passes(state: TrainState, images: Array, labels: Array, mask: Array, key: Array):
+    def many_passes(state: TrainState, images: Array, labels: Array, mask: Array, key: Array) -> Any:
         # micro-batch j takes every k-th row, so that rows stay on the device they lie on
         k = options.accumulate
         cut = lambda a: a.reshape(a.shape[0] // k, k, *a.shape[1:]).swapaxes(0, 1)
 
-        def body(carry, inputs):
+        def body(carry: Any, inputs: Any) -> Any:
             grads, report, statistics = carry
             (part_images, part_labels, part_mask), index = inputs
             current = state.replace(batch_stats=statistics)
