@@ -69,7 +69,8 @@ class Trail:
     def _places(self, tokens: Tokens) -> Array:
         """(B, N) int32, the position of every patch among the patch tokens held; negative where it is in none."""
         if "owner" in tokens.memory:
-            return tokens.memory["owner"][:, tokens.prefix :] - tokens.prefix
+            owner: Array = tokens.memory["owner"]
+            return owner[:, tokens.prefix :] - tokens.prefix
         batch, count = self.raster.shape
         numbers = jnp.broadcast_to(jnp.arange(tokens.n, dtype=jnp.int32), tokens.origin.shape)
         target = jnp.where(tokens.origin < 0, count, tokens.origin)  # made-up tokens are nobody's
