@@ -222,12 +222,17 @@ class DiffRate(Merging, kw_only=True):
         front = jnp.broadcast_to(jnp.arange(prefix, dtype=jnp.int32), (host.shape[0], prefix))
         owner = select.gather(jnp.concatenate([front, host], axis=1), jnp.maximum(state["owner"], 0))
         gone = jnp.where(ranks < after, 0.0, GONE)
-        tokens = tokens.with_patches(patches, tokens.origin).remember(
-            held=held,
-            left=after,
-            size=size,
-            owner=jnp.where(state["owner"] < 0, -1, owner),
-            kept_numbers=(*state["kept_numbers"], (stay_or_merge, stay)),
+        kept = jnp.where(ranks < after, tokens.origin, -1)  # noted here: the encoder sees as many rows as before
+        tokens = (
+            tokens.with_patches(patches, tokens.origin)
+            .replace(kept=(*tokens.kept, kept))
+            .remember(
+                held=held,
+                left=after,
+                size=size,
+                owner=jnp.where(state["owner"] < 0, -1, owner),
+                kept_numbers=(*state["kept_numbers"], (stay_or_merge, stay)),
+            )
         )
         if train:
             return tokens.replace(policy=tokens.per_token(held, 1.0), log_weight=jnp.log(size))

@@ -172,6 +172,8 @@ def test_what_is_learned_is_what_its_counts_compute(pooling):
     expected, reference = run(static, {"params": {k: v for k, v in variables["params"].items() if k != "slim"}})
     np.testing.assert_allclose(logits, expected, atol=2e-5)
     np.testing.assert_array_equal(groups(aux.taps["owner"]), groups(reference.taps["owner"]))
+    grids = slim.grid_features(model, aux), slim.grid_features(static, reference)
+    np.testing.assert_allclose(*grids, atol=2e-5)  # of patches merged, dropped and masked
     plan, hidden = static.slim.plan, 4 * 32
     cost = lambda a, m: 4 * a * 32**2 + 2 * a**2 * 32 + 2 * m * 32 * hidden
     share = sum(cost(a + 1, m + 1) for a, m in zip(plan.attention, plan.mlp, strict=True)) / (4 * cost(37, 37))
