@@ -275,8 +275,7 @@ class VisionTransformer(Backbone, kw_only=True):
         return [(name, bool(there)) for name, there in names]
 
     def _mean(self, tokens: Tokens, train: bool) -> Array:
-        # Once all patches are back none weighs more than another.
-        weights = None if self.slim.rejoins_at else self.slim.pooling_weights(tokens, train)
+        weights = self.slim.pooling_weights(tokens, train)
         patches = tokens.patches.astype(jnp.float32)
         return patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
 

@@ -222,7 +222,7 @@ class IARED2(Dropping, kw_only=True):
 
     def pooling_weights(self, tokens: Tokens, train: bool) -> Array | None:
         decision = tokens.memory.get("decision")
-        if decision is None:
+        if decision is None or self.rejoins_at is not None:  # once all are back none weighs more
             return None
         decision = decision * tokens.patch_sizes
         total = decision.sum(axis=1, keepdims=True)
