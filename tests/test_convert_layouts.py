@@ -168,7 +168,12 @@ def test_names_of_transformers(kind, outer):
     assert_equal_states(got, state)
 
 
-@pytest.mark.parametrize("case", ["vit", "deit", "dinov2", "dinov2_registers"])
+TRANSFORMERS = ["vit", "deit", "dinov2", "dinov2_registers"]
+if "eva" in slim.list_models():  # with the encoders of other pretraining
+    TRANSFORMERS += ["clip", "siglip", "dinov3", "dinov3_gated"]
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS)
 def test_models_of_transformers_compute_the_same(case):
     """Names as files and as transformers 5 have them in memory; positions of 4 x 4 patches resampled to 8 x 6."""
     arrays = np.load(GOLDENS / f"transformers_{case}.npz", allow_pickle=False)

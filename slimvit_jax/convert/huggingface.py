@@ -1,9 +1,10 @@
-"""Reads the names of Hugging Face's transformers (ViT, DeiT, Dinov2, CLIP, SigLIP) under timm's names.
+"""Reads the names of Hugging Face's transformers (ViT, DeiT, Dinov2, DINOv3, CLIP, SigLIP) under timm's names.
 
-Written from the parameter names of the modules in transformers (models/vit, deit, dinov2, dinov2_with_registers, clip,
-siglip, siglip2), both as files have them and as transformers 5 names them in memory (`state_dict()`). Where timm keeps
-a value otherwise than transformers, timm's form is the result:
-  * query, key and value are one matrix qkv; of SigLIP's pooling head, key and value are one matrix kv;
+Written from the parameter names of the modules in transformers (models/vit, deit, dinov2, dinov2_with_registers,
+dinov3_vit, clip, siglip, siglip2), both as files have them and as transformers 5 names them in memory (`state_dict()`).
+Where timm keeps a value otherwise than transformers, timm's form is the result:
+  * query, key and value are one matrix qkv, DINOv3's biases of two of them q_bias and v_bias; of SigLIP's pooling head,
+    key and value are one matrix kv;
   * CLIP's and SigLIP's position embeddings get the leading axis of 1, CLIP's class embedding two;
   * CLIP's projection becomes the classifier, with a bias of zeros;
   * of a model with registers, whose positions cover the class token but not the registers, the class token's position
@@ -25,7 +26,11 @@ from slimvit_jax.arrays import as_numpy
 from slimvit_jax.errors import SlimError
 
 #: The name that gives a layout away, behind any prefix ("vit.", "dinov2.", "vision_model.").
-_MARKS = ("embeddings.patch_embeddings.projection.weight", "embeddings.patch_embedding.weight")
+_MARKS = (
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embedding.weight",
+    "embeddings.patch_embeddings.weight",
+)
 
 _TOP = {
     "embeddings.cls_token": "cls_token",
@@ -39,8 +44,10 @@ _TOP = {
 _MODULES = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "embeddings.patch_embedding": "patch_embed.proj",
+    "embeddings.patch_embeddings": "patch_embed.proj",
     "pre_layrnorm": "norm_pre",  # spelled so in transformers
     "layernorm": "norm",
+    "norm": "norm",
     "post_layernorm": "norm",
     "head.attention.out_proj": "attn_pool.proj",
     "head.layernorm": "attn_pool.norm",
@@ -68,9 +75,14 @@ _BLOCK_MODULES = {
     "mlp.fc2": "mlp.fc2",
     "mlp.weights_in": "mlp.fc1",
     "mlp.weights_out": "mlp.fc2",
+    "mlp.up_proj": "mlp.fc1",
+    "mlp.down_proj": "mlp.fc2",
 }
 _BLOCK_VALUES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
-_BLOCK = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)")
+#: What DINOv3 has otherwise in timm (models/eva.py): gains, and MLPs with a gate.
+_DINOV3_VALUES = {"layer_scale1.lambda1": "gamma_1", "layer_scale2.lambda1": "gamma_2"}
+_GATED = {"mlp.gate_proj": "mlp.fc1_g", "mlp.up_proj": "mlp.fc1_x"}
+_BLOCK = re.compile(r"(?:encoder\.|model\.)?layers?\.(\d+)\.(.+)")
 _QKV = re.compile(r"(?:attention\.attention\.(query|key|value)|(?:self_attn|attention)\.([qkv])_proj)\.(weight|bias)")
 _LEFT_OUT = re.compile(
     r"embeddings\.(mask_token|position_ids)|text_model\..+|text_projection\.weight|logit_scale|logit_bias"
@@ -91,6 +103,9 @@ def to_timm(state: Mapping[str, Any]) -> dict[str, Any]:
     mark = _mark(state)
     assert mark is not None
     prefix = mark.removesuffix(next(m for m in _MARKS if mark.endswith(m)))
+    dinov3 = mark.endswith(_MARKS[2])
+    values = _DINOV3_VALUES if dinov3 else _BLOCK_VALUES
+    modules = _BLOCK_MODULES | (_GATED if any("mlp.gate_proj." in name for name in state) else {})
     root = re.sub(r"[^.]+\.$", "", prefix)  # the heads' prefix: that of the whole model, without the part's own
     found: dict[str, Any] = {}
     parts: dict[tuple[str, str], dict[str, Any]] = {}
@@ -106,9 +121,9 @@ def to_timm(state: Mapping[str, Any]) -> dict[str, Any]:
             found["head.weight"], found["head.bias"] = value, np.zeros(value.shape[0], np.float32)
         elif block and (three := _QKV.fullmatch(block[2])):
             parts.setdefault((block[1], three[3]), {})[(three[1] or three[2])[0]] = value
-        elif block and block[2] in _BLOCK_VALUES:
-            found[f"blocks.{block[1]}.{_BLOCK_VALUES[block[2]]}"] = value
-        elif block and (inner := _BLOCK_MODULES.get(block[2].rpartition(".")[0])):
+        elif block and block[2] in values:
+            found[f"blocks.{block[1]}.{values[block[2]]}"] = value
+        elif block and (inner := modules.get(block[2].rpartition(".")[0])):
             found[f"blocks.{block[1]}.{inner}.{leaf}"] = value
         elif name in _TOP:
             found[_TOP[name]] = value
@@ -121,6 +136,9 @@ def to_timm(state: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = value
     for (index, leaf), three_parts in parts.items():
+        if dinov3 and leaf == "bias" and three_parts.keys() == {"q", "v"}:
+            found |= {f"blocks.{index}.attn.{part}_bias": value for part, value in three_parts.items()}
+            continue
         if len(three_parts) != 3:
             raise SlimError(f"layer {index} has only {', '.join(sorted(three_parts))} of q, k and v ({leaf})")
         name = f"blocks.{index}.attn.qkv.{leaf}"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from slimvit_jax.arrays import as_numpy
 from slimvit_jax.convert import google, huggingface
 from slimvit_jax.errors import SlimError, unknown
 
@@ -21,6 +22,7 @@ _PREFIXES = (*AVERAGES, *PLAIN, "_orig_mod", "backbone", "encoder", "trunk")
 #: What wrappers of torch put between a module and its part.
 _INSIDE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _HUB_ONLY = ("register_tokens", "mask_token")  # of DINOv2's own files, beside timm's names
+_NO_BIAS = re.compile(r"blocks\.\d+\.attn\.[qv]_bias")
 _CHUNK = re.compile(r"blocks\.\d+\.(\d+\..+)")
 
 
@@ -65,6 +67,9 @@ def fit(content: Any, expected: Collection[str], checkpoint_key: str | None = No
         state["reg_token"] = state.pop("register_tokens")
         if "pos_embed" in state and "cls_token" in state:
             huggingface.fold_class_position(state)
+    if not any(_NO_BIAS.fullmatch(name) for name in expected):  # DINOv3's are zero, and some models leave them out
+        biases = {name for name in state if _NO_BIAS.fullmatch(name) and not as_numpy(name, state[name]).any()}
+        state = {name: value for name, value in state.items() if name not in biases}
     if any(_CHUNK.fullmatch(name) for name in state) and not any(_CHUNK.fullmatch(name) for name in expected):
         state = {_CHUNK.sub(r"blocks.\1", name): value for name, value in state.items()}
     return state
