@@ -29,6 +29,10 @@ UNTUNED = {
 #: The same, of less weight.
 ALSO_UNTUNED = {
     "evit, squeezed": ("evit", {"squeeze": "mean", "fuse_token": False}),
+    "pitome": ("pitome", {}),
+    "tofu": ("tofu", {}),
+    "diffrate": ("diffrate", {}),
+    "mctf": ("mctf", {}),
     "dpcknn": ("dpcknn", {}),
     "kmedoids": ("kmedoids", {}),
     "ats": ("ats", {}),

@@ -17,6 +17,7 @@ import numpy as np
 
 import slimvit_jax as slim
 from benchmarks.results import ANY_BUDGET, FITTED_GATE, LIFE, PAPER_LOSSES, RECOMMENDED, WITH_LOGITS
+from slimvit_jax.methods import METHODS
 
 #: The main comparison also has these two: the dense model trained on for as long, and random patches.
 REFERENCE = LIFE
@@ -146,9 +147,14 @@ def _choices(method: str, depth: int) -> list[dict[str, Any]]:
     """The options that a method's cost can be varied by."""
     if method in PER_LAYER:  # a whole number of merges per layer is too coarse: spread their sum
         return [{"r": spread(total, depth)} for total in range(1, 400)]
+    if method == "mctf":
+        return [{"r": share, "layers": LOCATIONS} for share in np.round(np.arange(0.02, 0.7, 0.0025), 4).tolist()]
+    if method == "cropr":
+        return [{"pruning_rate": rate, "llf": llf} for rate in range(1, 40) for llf in (True, False)]
     if method in BY_RATIO:
         return [{"ratio": ratio} for ratio in np.round(np.arange(0.8, 1.0, 0.0025), 4).tolist()]
-    fixed = {} if method in OWN_LOCATIONS else {"locations": LOCATIONS}
+    located = "locations" in {field.name for field in dataclasses.fields(METHODS[method])}
+    fixed = {"locations": LOCATIONS} if located and method not in OWN_LOCATIONS else {}
     return [{**fixed, "keep_rate": rate} for rate in np.round(np.arange(0.05, 1.0001, 0.005), 3).tolist()]
 
 
