@@ -1,4 +1,4 @@
-"""Puts the tables of results/ into docs/results.md and README.md, and draws their pictures.
+"""Puts the tables of results/ into docs/results.md, docs/coverage.md and README.md, and draws their pictures.
 
     python -m benchmarks.report [--results results] [--docs docs]
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        for page in (args.docs / "results.md", args.docs.parent / "README.md"):
+        for page in (args.docs / "results.md", args.docs / "coverage.md", args.docs.parent / "README.md"):
             write_text(page, filled(page.read_text(encoding="utf-8"), args.results))
             print(page)
         for picture in draw(args.results, args.docs / "pictures" / "results"):

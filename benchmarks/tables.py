@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import fidelity
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
 from slimvit_jax.analysis.paper_rows import ROUNDING, count, paper_rows, paper_speedup
 from slimvit_jax.analysis.report_text import paper_tables
@@ -290,6 +291,9 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "fashion stages": _of("study_micro", stages),
     "fashion questions": _of("study_micro", questions),
     "fashion budgets": _of("study_micro", budgets),
+    "fidelity photos": lambda results: fidelity.tables(results / "fidelity" / "photos_val.jsonl"),
+    "fidelity photos, training images": lambda results: fidelity.tables(results / "fidelity" / "photos_train.jsonl"),
+    "fidelity fashion": lambda results: fidelity.tables(results / "fidelity" / "fashion_test.jsonl"),
     "papers counts": counts,
     "papers speed": papers_speed,
     "papers training": training_steps,

@@ -143,6 +143,15 @@ def test_constant_images(lives):
     np.testing.assert_allclose(logits[:1], again, atol=1e-5)
 
 
+def test_small_grids_are_ordered_one_by_one():
+    (auto, variables), (greedy, _) = built("coverage"), built("coverage", coverage_order="greedy")
+    np.testing.assert_array_equal(run(auto, variables)[1].scores, run(greedy, variables)[1].scores)
+    parallel, _ = built("coverage", coverage_order="parallel")
+    logits, aux = run(parallel, variables)
+    ranks = np.argsort(-aux.scores, axis=1)
+    assert np.isfinite(logits).all() and all(sorted(row) == list(range(20)) for row in ranks)
+
+
 def test_hard_training_of_coverage_really_drops():
     model, variables = built("coverage", hard=True, squeeze="mean")
     assert model.slim.train_plan == model.slim.plan

@@ -13,7 +13,7 @@ from slimvit_jax import training
 from slimvit_jax.training import recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / "results.md", ROOT / "README.md"]
+PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "coverage.md", ROOT / "README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -22,6 +22,8 @@ from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
+#: Up to so many patches the order is made one by one: a short chain, and in a small grid every place counts.
+FEW_PATCHES = 64
 
 
 def _weight_init(kind: str, scale: float) -> nn.initializers.Initializer:
@@ -88,8 +90,8 @@ class LifeRegression(Dropping, Located, kw_only=True):
         after layer t_base, without any parameter; "both", the standardised rank plus s / D. The order begins with the
         patch of highest class attention in layer t_base, without class token with the one most like the mean patch.
         The last two are not in the paper.
-      coverage_order: "parallel", two passes over all pairs (`ops.coverage.parallel_ranks`), or "greedy", the definition
-        one patch after the other: N dependent steps, which an accelerator is slow at.
+      coverage_order: "greedy", the definition, one patch after the other: N dependent steps, which an accelerator is
+        slow at; "parallel", two passes over all pairs (`ops.coverage.parallel_ranks`); "auto", greedy up to 64 patches.
       squeeze, squeeze_temperature: what becomes of the dead, see `Dropping`. Not in the paper.
     """
 
@@ -117,7 +119,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
     sampled_rates: tuple[Share, ...] = ()
     predictor_eps: Positive = 1e-6
     lives: Literal["learned", "coverage", "both"] = "learned"
-    coverage_order: Literal["parallel", "greedy"] = "parallel"
+    coverage_order: Literal["auto", "parallel", "greedy"] = "auto"
 
     def check_options(self) -> None:
         super().check_options()
@@ -213,7 +215,8 @@ class LifeRegression(Dropping, Located, kw_only=True):
         if first is None:
             first = coverage.centrality(patches)
         chosen = jnp.argmax(first, axis=1)
-        if self.coverage_order == "greedy":
+        few = self.bound.num_patches <= FEW_PATCHES
+        if self.coverage_order == "greedy" or (self.coverage_order == "auto" and few):
             return coverage.greedy_ranks(patches, chosen)
         return coverage.parallel_ranks(patches, chosen, self.bound.grid)
 
