@@ -7,6 +7,7 @@ from typing import Any
 
 from slimvit_jax import options
 from slimvit_jax.backbones.base import Backbone
+from slimvit_jax.backbones.eva import Eva
 from slimvit_jax.backbones.evo_levit import EvoLeViT
 from slimvit_jax.backbones.levit import LeViT
 from slimvit_jax.backbones.lvvit import LVViT
@@ -21,6 +22,7 @@ from slimvit_jax.slimming import Slimming
 FAMILIES: dict[str, tuple[type[Backbone], dict[str, Any]]] = {
     "vit": (VisionTransformer, {}),
     "deit_distilled": (VisionTransformer, {"distilled": True}),
+    "eva": (Eva, {}),
     "lvvit": (LVViT, {}),
     "levit": (LeViT, {}),
     "levit_distilled": (LeViT, {"distilled": True}),

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from slimvit_jax import fresh
+from slimvit_jax.block import Block
 from slimvit_jax.errors import SlimError
 from slimvit_jax.grid import Trail
-from slimvit_jax.layers import Block
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
 

@@ -60,7 +60,8 @@ class Trail:
     def rejoin(self, tokens: Tokens) -> Tokens:
         """All patches again, in raster order: those that are gone with their last features; weights of any kind end."""
         x = jnp.concatenate([tokens.head, self.patches(tokens, tokens.patches)], axis=1)
-        return tokens.replace(x=x, origin=self.raster, log_weight=None, policy=None, size=None, input_mask=None)
+        nothing = dict.fromkeys(("log_weight", "policy", "size", "input_mask"))
+        return tokens.replace(x=x, origin=self.raster, position=None, **nothing)
 
     def in_raster_order(self, tokens: Tokens) -> bool:
         """Whether the tokens held are known to be all patches in raster order."""

@@ -13,10 +13,11 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
+from slimvit_jax import models_encoders
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images.preprocess import Preprocess
+from slimvit_jax.models_encoders import HALF
 
-HALF = (0.5, 0.5, 0.5)
 TIMMS = Preprocess(crop_pct=0.9)  # ImageNet's mean and deviation, bicubic
 
 #: Of models without a name in the table: [-1, 1], the whole image.
@@ -85,15 +86,8 @@ def _table() -> dict[str, NamedModel]:
         name = f"deit3_{size}_patch16_224"
         more = {"no_embed_class": True, "init_values": 1e-6}
         table[name] = _entry("vit", size, 16, 224, TIMMS, f"{name}.fb_in1k", **more)
-    for size in ("small", "base"):
-        # self-supervised: no classifier in the published weights; pass num_classes to get a fresh one
-        more = {"init_values": 1e-5, "num_classes": 0}
-        name = f"vit_{size}_patch14_dinov2"
-        whole = TIMMS.replace(crop_pct=1.0)
-        table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
-        name = f"vit_{size}_patch14_reg4_dinov2"
-        more = more | {"reg_tokens": 4, "no_embed_class": True}
-        table[name] = _entry("vit", size, 14, 518, whole, f"{name}.lvd142m", **more)
+    for name, family, kwargs, preprocess, hub in models_encoders.rows():
+        table[name] = NamedModel(family, MappingProxyType(kwargs), preprocess, hub)
     return table | _lvvit_table() | _levit_table()
 
 
@@ -171,7 +165,8 @@ NAMED: Mapping[str, NamedModel] = MappingProxyType(_table())
 def weights_of(source: object) -> str | None:
     """The named model whose published weights "hf-hub:timm/NAME[.TAG]" are; None for other sources."""
     repository = str(source).removeprefix("hf-hub:")
-    name = repository.removeprefix("timm/").partition(".")[0]
+    tagged = repository.removeprefix("timm/")
+    name = tagged if tagged in NAMED else tagged.partition(".")[0]  # some names have a tag of their own: ".mae"
     return name if repository != str(source) and repository.startswith("timm/") and name in NAMED else None
 
 

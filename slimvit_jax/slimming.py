@@ -26,7 +26,7 @@ from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.tokens import Aux, Tokens
 
 if TYPE_CHECKING:
-    from slimvit_jax.layers import Block
+    from slimvit_jax.block import Block
 
 Array = jax.Array
 Probe = Mapping[str, Array]
@@ -51,7 +51,7 @@ class Slimming(Checked, kw_only=True):
     merges: ClassVar[bool] = False
     #: Merges, and drops some tokens besides: owner -1 in `tokens.memory`, see `grid.Trail`.
     prunes: ClassVar[bool] = False
-    #: Needs the attention of a class token (or something else only some backbones have).
+    #: Reads the class token itself, so that a model without one is refused. (Ranking by its attention is no such need.)
     needs_class_token: ClassVar[bool] = False
     #: Inference with keep_rate=1 computes what the dense model computes, up to rounding.
     keep_all_is_dense: ClassVar[bool] = True
@@ -96,10 +96,7 @@ class Slimming(Checked, kw_only=True):
     def check_geometry(self, geometry: Geometry) -> None:
         """Raises SlimError for options that do not fit this backbone."""
         if self.needs_class_token and not geometry.class_token:
-            raise SlimError(
-                f"method {self.method!r} ranks patches by the class token's attention,"
-                " but this model has no class token"
-            )
+            raise SlimError(f"method {self.method!r} reads the class token, but this model has no class token")
 
     def check_plan(self) -> None:
         """Raises SlimError for options that do not fit the token counts, all others being right."""
@@ -148,9 +145,12 @@ class Slimming(Checked, kw_only=True):
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         """What `after_attention` wants to see of this layer's attention.
 
-        Of "class_attention" (B, H, P + n), the softmaxed row of the class token; "keys" and "values"
-        (B, P + n, H, D / H); "inputs" (B, P + n, D), the normalised tokens that the attention reads; "attention"
-        (B, H, P + n, P + n), which forces the slow form.
+        Of "class_attention" (B, H, P + n), the softmaxed row of the class token, which costs one query row. Without
+        class token it is the attention that each token receives, the mean over all queries: the importance score of
+        learned token pruning (Kim et al. 2022, eq. 2; PoWER-BERT, Goyal et al. 2020, has the sum). That reads the whole
+        matrix of these layers and adds 1 / 2d of the additions that the attention has itself; only a fused kernel is
+        done without there. Further "keys" and "values" (B, P + n, H, D / H); "inputs" (B, P + n, D), the normalised
+        tokens that the attention reads; "attention" (B, H, P + n, P + n), which forces the slow form.
         """
         return ()
 

@@ -26,6 +26,9 @@ class Tokens(flax.struct.PyTreeNode):
       size: (B, P + n) float32, how many tokens each stands for, where tokens took others in; its logarithm is added to
         the attention logits of each key beside `log_weight`. None where every token stands for itself.
       input_mask: (B, P + n) float32 that multiplies the normalised input of both branches, or None for none.
+      places: (N, 2) float32 coordinates of the grid's patches, where the layers turn queries and keys by them (rotary
+        positions); else None.
+      position: (B, n, 2) float32 coordinates of the patch tokens; None: those of their raster index.
       memory: what a method carries from layer to layer.
       taps: named outputs for losses and pictures.
       kept: raster indices (B, n) after every reduction so far.
@@ -38,6 +41,8 @@ class Tokens(flax.struct.PyTreeNode):
     policy: Array | None = None
     size: Array | None = None
     input_mask: Array | None = None
+    places: Array | None = None
+    position: Array | None = None
     memory: dict[str, Any] = flax.struct.field(default_factory=dict)
     taps: dict[str, Any] = flax.struct.field(default_factory=dict)
     kept: tuple[Array, ...] = ()
@@ -71,32 +76,58 @@ class Tokens(flax.struct.PyTreeNode):
         """(B, n) float32, how many patches each patch token stands for."""
         return jnp.ones(self.origin.shape, jnp.float32) if self.size is None else self.size[:, self.prefix :]
 
+    @property
+    def positions(self) -> Array | None:
+        """(B, n, 2) float32 coordinates, None without rotary positions; made-up tokens are in the middle of the grid.
+
+        That is where tokens are of which a method says nothing: those that average others should say where they are,
+        `with_patches(..., position=tokens.placed(...))`.
+        """
+        if self.places is None or self.position is not None:
+            return self.position
+        own = self.places[jnp.maximum(self.origin, 0)]
+        return jnp.where(self.origin[..., None] >= 0, own, self.places.mean(axis=0))
+
+    def placed(self, combine: Callable[[Array], Array]) -> Array | None:
+        """Where the tokens are that `combine` makes of these, (B, n, 2) to (B, k, 2); None without rotary positions."""
+        positions = self.positions
+        return None if positions is None else combine(positions)
+
     def add(self, branch: Array) -> Tokens:
         """The residual connection."""
         return self.replace(x=self.x + branch)
 
-    def with_patches(self, patches: Array, origin: Array | None = None) -> Tokens:
-        """Other patch tokens (B, k, D) behind the same prefix; without `origin` they count as made up."""
+    def with_patches(self, patches: Array, origin: Array | None = None, position: Array | None = None) -> Tokens:
+        """Other patch tokens (B, k, D) behind the same prefix; without `origin` they count as made up.
+
+        `position`: their coordinates (B, k, 2), see `placed`; by default those of their origin, or, where the origin
+        stays what it is, the position too.
+        """
+        if position is None and origin is self.origin:
+            position = self.position
         if origin is None:
             origin = jnp.full(patches.shape[:2], -1, jnp.int32)
-        return self.replace(x=jnp.concatenate([self.head, patches.astype(self.x.dtype)], axis=1), origin=origin)
+        x = jnp.concatenate([self.head, patches.astype(self.x.dtype)], axis=1)
+        return self.replace(x=x, origin=origin, position=position)
 
     def take(self, index: Array) -> Tokens:
         """Only the patch tokens `index` (B, k), in that order, in every per-token array."""
         cut = lambda a: jnp.concatenate([a[:, : self.prefix], select.gather(a[:, self.prefix :], index)], axis=1)
-        return self._map(cut, select.gather(self.origin, index))
+        position = None if self.position is None else select.gather(self.position, index)
+        return self._map(cut, select.gather(self.origin, index), position)
 
     def first(self, k: int) -> Tokens:
         """Only the first `k` patch tokens: a plain slice."""
-        return self._map(lambda a: a[:, : self.prefix + k], self.origin[:, :k])
+        position = None if self.position is None else self.position[:, :k]
+        return self._map(lambda a: a[:, : self.prefix + k], self.origin[:, :k], position)
 
-    def _map(self, cut: Callable[[Array], Array], origin: Array) -> Tokens:
+    def _map(self, cut: Callable[[Array], Array], origin: Array, position: Array | None) -> Tokens:
         optional = {
             name: cut(value)
             for name in ("log_weight", "policy", "size", "input_mask")
             if (value := getattr(self, name)) is not None
         }
-        return self.replace(x=cut(self.x), origin=origin, **optional)
+        return self.replace(x=cut(self.x), origin=origin, position=position, **optional)
 
     def per_token(self, patch_values: Array, prefix_value: float) -> Array:
         """(B, n) values of the patches with `prefix_value` for the prefix tokens in front: (B, P + n)."""

@@ -310,8 +310,6 @@ def test_tome_schedules():
         ("evit", {"locations": (4, 13)}, "1..12"),
         ("evit", {"fuse_token": 1}, "fuse_token=1"),
         ("evit", {"fuse": True}, "unknown option"),
-        ("evit", {"class_token": False, "global_pool": "avg"}, "no class token"),
-        ("topk", {"class_token": False, "global_pool": "avg"}, "no class token"),
         ("topk", {"token_ratio": (0.7, 0.5)}, "token_ratio"),
         ("topk", {"token_ratio": (0.5, 0.7, 0.5)}, "must not grow"),
         ("dynamicvit", {"token_ratio": 0.7}, "token_ratio=0.7"),

@@ -6,6 +6,7 @@ import pytest
 from timm_reference import calibrated, logits, reference, timm, torch
 
 import slimvit_jax as slim
+from slimvit_jax import models_encoders
 from slimvit_jax.convert import from_torch, resample_pos_embed, rules
 from slimvit_jax.models import NAMED
 
@@ -28,16 +29,37 @@ def assert_same_logits(torch_model, model):
 
 
 ON_TIMM = [name for name in NAMED if NAMED[name].hub]
-VITS = [name for name in ON_TIMM if NAMED[name].family in ("vit", "deit_distilled")]
+PLAIN = ("vit", "deit_distilled")
+#: One of each architecture; the others differ in size only.
+ENCODERS = (
+    "vit_base_patch16_siglip_224",
+    "vit_base_patch16_siglip_gap_224",
+    "vit_base_patch16_clip_224",
+    "vit_base_patch16_clip_quickgelu_224",
+    "vit_giant_patch14_dinov2",
+    "vit_small_patch16_dinov3",
+    "vit_small_plus_patch16_dinov3_qkvb",
+    "eva02_tiny_patch14_224",
+    "eva02_base_patch14_448",
+    "eva02_base_patch16_clip_224",
+)
+OTHERS = {row[0] for row in models_encoders.rows()}
+VITS = [name for name in ON_TIMM if NAMED[name].family in PLAIN and name not in OTHERS]
 
 
 @pytest.mark.parametrize("name", ON_TIMM)
 def test_named_model_has_timms_parameters(name):
-    """Names and shapes at full size and depth; neither side computes anything."""
+    """Names and shapes at full size; neither side computes anything. The layers of a ViT are alike: one is compared."""
+    alike = NAMED[name].family in (*PLAIN, "eva")
     with torch.device("meta"):
-        want = {key: tuple(value.shape) for key, value in timm.create_model(name).state_dict().items()}
+        theirs = timm.create_model(name)
+    want = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     want = {key: shape for key, shape in want.items() if not key.endswith(rules.COUNTER)}
-    assert {key: leaf.torch_shape for key, leaf in rules.expected(slim.create_model(name)).items()} == want
+    if alike:
+        assert len(theirs.blocks) == NAMED[name].kwargs["depth"]
+        want = {key: shape for key, shape in want.items() if not key.startswith("blocks.") or "blocks.0." in key}
+    ours = slim.create_model(name, depth=1) if alike else slim.create_model(name)
+    assert {key: leaf.torch_shape for key, leaf in rules.expected(ours).items()} == want
 
 
 @pytest.mark.parametrize("name", ON_TIMM)
@@ -45,6 +67,7 @@ def test_named_model_has_timms_preprocessing(name):
     config, ours = timm.models.get_pretrained_cfg(name), slim.transform_for(name)
     assert (ours.mean, ours.std, ours.crop_pct) == (config.mean, config.std, config.crop_pct)
     assert (ours.interpolation, (3, *ours.input_size)) == (config.interpolation, config.input_size)
+    assert ours.crop_mode == config.crop_mode
     assert NAMED[name].hub == config.hf_hub_id
     assert NAMED[name].kwargs["num_classes"] == config.num_classes
 
@@ -54,6 +77,14 @@ def test_named_model_computes_what_timm_computes(name):
     """At the model's own width, heads and image size; two layers (one where an image is large)."""
     depth = 2 if NAMED[name].kwargs["img_size"] == 224 else 1
     assert_same_logits(reference(name, depth=depth), slim.create_model(name, depth=depth))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_computes_what_timm_computes(name):
+    """At the encoder's own width, with a classifier and a few patches, on another grid than that of its pretraining."""
+    patch = NAMED[name].kwargs["patch_size"]
+    options = {"depth": 1, "num_classes": 10, "img_size": (4 * patch, 6 * patch)}
+    assert_same_logits(reference(name, **options), slim.create_model(name, **options))
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
@@ -84,6 +115,9 @@ OPTIONS = {
     "no qkv bias": {"qkv_bias": False},
     "pre norm": {"pre_norm": True},
     "no head": {"num_classes": 0},
+    "attention pooling": {"global_pool": "map"},
+    "attention pooling of all tokens": {"global_pool": "map", "pool_include_prefix": True},
+    "average of all tokens": {"global_pool": "avg", "pool_include_prefix": True, "reg_tokens": 2},
     "grey images": {"in_chans": 1},
     "narrow mlp": {"mlp_ratio": 1.5},
 }

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.backbones.base import Backbone, recorded_layers
+from slimvit_jax.block import Block, RematBlock
 from slimvit_jax.encoder import encode
 from slimvit_jax.errors import SlimError
-from slimvit_jax.layers import Block, LayerNorm, Linear, PatchEmbed, RematBlock, truncated
+from slimvit_jax.layers import LayerNorm, Linear, PatchEmbed, truncated
+from slimvit_jax.layers_pool import AttentionPool, mean_pool, pool_flops, weighted
+from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.options import Count, DropRate, Natural, Pair, Positive
-from slimvit_jax.plan import Geometry, block_flops
+from slimvit_jax.plan import Geometry
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -30,11 +33,15 @@ class VisionTransformer(Backbone, kw_only=True):
       patch_size: (height, width) of a patch, which must divide the image.
       embed_dim, depth, num_heads, mlp_ratio: D, T, H, hidden width over D.
       qkv_bias, qk_norm, init_values: of the blocks; init_values is LayerScale's, None for none.
-      class_token: whether there is one; without it global_pool must be "avg".
+      act_layer: activation of the MLPs: "gelu" (exact) or "quick_gelu" (CLIP's).
+      swiglu_mlp: gated MLPs with SiLU, packed as timm's SwiGLUPacked (DINOv2-g): mlp_ratio counts gate and values.
+      class_token: whether there is one; without it global_pool must be "avg" or "map".
       reg_tokens: number of register tokens behind the class token.
       distilled: the second head reads DeiT's distillation token, a prefix token behind the class token.
       no_embed_class: position embeddings on the patches only.
-      global_pool: "token" for the class token, "avg" for the mean of the patches.
+      global_pool: "token" for the class token, "avg" for the mean of the patches, "map" for attention pooling by one
+        learned query (SigLIP).
+      pool_include_prefix: "avg" and "map" pool over the prefix tokens too.
       fc_norm: normalise after pooling instead of before; None means with "avg" only, as timm.
       pre_norm: a norm in front of the first layer; the patch embedding then has no bias, as timm.
       drop_rate, pos_drop_rate, proj_drop_rate: dropout of the head, the embedding, the branches.
@@ -52,10 +59,13 @@ class VisionTransformer(Backbone, kw_only=True):
     qkv_bias: bool = True
     qk_norm: bool = False
     init_values: float | None = None
+    act_layer: Literal["gelu", "quick_gelu"] = "gelu"
+    swiglu_mlp: bool = False
     class_token: bool = True
     reg_tokens: Natural = 0
     no_embed_class: bool = False
-    global_pool: Literal["token", "avg"] = "token"
+    global_pool: Literal["token", "avg", "map"] = "token"
+    pool_include_prefix: bool = False
     fc_norm: bool | None = None
     pre_norm: bool = False
     drop_rate: DropRate = 0.0
@@ -78,7 +88,7 @@ class VisionTransformer(Backbone, kw_only=True):
         if get("embed_dim") * get("mlp_ratio") < 1:
             raise SlimError(f"mlp_ratio={get('mlp_ratio')} of embed_dim={get('embed_dim')} leaves no hidden channel")
         if not get("class_token") and (get("global_pool") == "token" or get("distilled")):
-            raise SlimError("class_token=False needs global_pool='avg' and a model without distillation token")
+            raise SlimError("class_token=False needs global_pool='avg' or 'map' and a model without distillation token")
         return options
 
     @classmethod
@@ -106,33 +116,22 @@ class VisionTransformer(Backbone, kw_only=True):
             self.dist_token = self.param("dist_token", truncated, (1, 1, self.embed_dim), jnp.float32)
         if self.reg_tokens:
             self.reg_token = self.param("reg_token", tiny, (1, self.reg_tokens, self.embed_dim), jnp.float32)
-        self.pos_embed = self.param("pos_embed", truncated, (1, self.position_count, self.embed_dim), jnp.float32)
+        if self.position_count:
+            shape = (1, self.position_count, self.embed_dim)
+            self.pos_embed = self.param("pos_embed", truncated, shape, jnp.float32)
         self.pos_drop = nn.Dropout(self.pos_drop_rate)
         if self.pre_norm:
             self.norm_pre = LayerNorm(self.eps, dtype)
-        block = RematBlock if self.remat else Block
         rates = [self.drop_path_rate * i / max(1, self.depth - 1) for i in range(self.depth)]
-        self.blocks = [
-            block(
-                dim=self.embed_dim,
-                num_heads=self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                qkv_bias=self.qkv_bias,
-                qk_norm=self.qk_norm,
-                init_values=self.init_values,
-                proj_drop=self.proj_drop_rate,
-                drop_path=rate,
-                eps=self.eps,
-                residual_scale=self.residual_scale,
-                dtype=dtype,
-                backend=self.attention,
-            )
-            for rate in rates
-        ]
+        self.blocks = [self.block_class(**self.block_options, drop_path=rate) for rate in rates]
         if self._norm_after_pooling:
             self.fc_norm_layer = LayerNorm(self.eps, dtype, name="fc_norm")
         else:
             self.norm = LayerNorm(self.eps, dtype)
+        if self.global_pool == "map":
+            self.attn_pool = AttentionPool(
+                self.embed_dim, self.num_heads, int(self.embed_dim * self.mlp_ratio), self.act_layer, self.eps, dtype
+            )
         self.head_drop = nn.Dropout(self.drop_rate)
         if self.num_classes:
             self.head = Linear(self.num_classes, dtype=jnp.float32)
@@ -142,13 +141,45 @@ class VisionTransformer(Backbone, kw_only=True):
     # What a subclass may have otherwise ------------------------------------------------------------------------------
 
     @property
+    def block_class(self) -> type[Block]:
+        """The class of the layers."""
+        return RematBlock if self.remat else Block
+
+    @property
+    def block_options(self) -> dict[str, Any]:
+        """The options that all layers share."""
+        return {
+            "dim": self.embed_dim,
+            "num_heads": self.num_heads,
+            # packed: mlp_ratio counts the gate and what it gates, of which one half is left behind it
+            "mlp_ratio": self.mlp_ratio / 2 if self.swiglu_mlp else self.mlp_ratio,
+            "qkv_bias": self.qkv_bias,
+            "qk_norm": self.qk_norm,
+            "init_values": self.init_values,
+            "proj_drop": self.proj_drop_rate,
+            "eps": self.eps,
+            "residual_scale": self.residual_scale,
+            "activation": "silu" if self.swiglu_mlp else self.act_layer,
+            "gated": self.swiglu_mlp,
+            "class_token": self.class_token,
+            "rotary": self.rotary,
+            "dtype": jnp.dtype(self.dtype),
+            "backend": self.attention,
+        }
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """How queries and keys turn by the places of their patches; None: positions are only added to the tokens."""
+        return None
+
+    @property
     def residual_scale(self) -> float:
         """Divides both branches of every layer."""
         return 1.0
 
     @property
     def position_count(self) -> int:
-        """Tokens that `pos_embed` covers."""
+        """Tokens that `pos_embed` covers; 0 for none at all."""
         return self.geometry.num_patches + (0 if self.no_embed_class else self.geometry.prefix_tokens)
 
     def patch_embedding(self) -> nn.Module:
@@ -247,19 +278,19 @@ class VisionTransformer(Backbone, kw_only=True):
         return self.head(self.fc_norm_layer(patches) if self._norm_after_pooling else patches)
 
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
-        geometry, plan, dim = self.geometry, self.slim.plan, self.embed_dim
-        prefix, hidden = geometry.prefix_tokens, int(dim * self.mlp_ratio)
-        layers = tuple(
-            block_flops(prefix + a, prefix + m, dim, hidden) for a, m in zip(plan.attention, plan.mlp, strict=True)
-        )
-        return self.embed_flops(), layers, dim * self.num_classes * (2 if self.distilled else 1)
+        plan, dim, prefix = self.slim.plan, self.embed_dim, self.geometry.prefix_tokens
+        block = self.block_class(**self.block_options, parent=None)
+        layers = tuple(block.flops(prefix + a, prefix + m) for a, m in zip(plan.attention, plan.mlp, strict=True))
+        held = plan.mlp[-1] + (prefix if self.pool_include_prefix else 0)
+        pool = pool_flops(held, dim, int(dim * self.mlp_ratio)) if self.global_pool == "map" else 0
+        return self.embed_flops(), layers, pool + dim * self.num_classes * (2 if self.distilled else 1)
 
     def _embed(self, images: Array, train: bool, mask: Array | None) -> Tokens:
         patches, taps = self._patches(images, train, mask)
         batch, n, _ = patches.shape
         prefix = [getattr(self, name) for name, there in self._prefix_names() if there]
         front = [jnp.broadcast_to(p.astype(patches.dtype), (batch, *p.shape[1:])) for p in prefix]
-        position = self._positions().astype(patches.dtype)
+        position = self._positions().astype(patches.dtype) if self.position_count else 0.0
         if self.no_embed_class:
             x = jnp.concatenate([*front, patches + position], axis=1)
         else:
@@ -268,7 +299,8 @@ class VisionTransformer(Backbone, kw_only=True):
         if self.pre_norm:
             x = self.norm_pre(x)
         origin = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
-        return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens, taps=taps)
+        places = None if self.rotary is None else jnp.asarray(self.rotary.coordinates())
+        return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens, taps=taps, places=places)
 
     def _prefix_names(self) -> list[tuple[str, bool]]:
         names = [("cls_token", self.class_token), ("dist_token", self.distilled), ("reg_token", self.reg_tokens > 0)]
@@ -276,14 +308,16 @@ class VisionTransformer(Backbone, kw_only=True):
 
     def _mean(self, tokens: Tokens, train: bool) -> Array:
         weights = self.slim.pooling_weights(tokens, train)
-        patches = tokens.patches.astype(jnp.float32)
-        return patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
+        include = self.pool_include_prefix and not self.slim.pools_patches
+        return mean_pool(tokens, weights, self.geometry.num_patches, include)
 
     def _classify(self, tokens: Tokens, mean: Array | None, train: bool) -> tuple[Array, dict[str, Array]]:
         if mean is not None:
             pooled = mean
         elif self.global_pool == "token":
             pooled = tokens.x[:, 0]
+        elif self.global_pool == "map":
+            pooled = self._attention_pooled(tokens, train)
         else:
             pooled = self._mean(tokens, train)
         if self._norm_after_pooling:

@@ -41,7 +41,8 @@ class ATS(Dropping, Located, kw_only=True):
     padded rows by 0.1, so that they are (practically) never drawn again; here they never are. So results do not depend
     on the padded length, hence not on the other images of a batch, and otherwise equal the release's.
 
-    Prefix tokens beside the class token are always kept and take no part. Training draws as inference does, without
+    Prefix tokens beside the class token are always kept and take no part. Without class token the row of attention is
+    what patches receive, see `Slimming.needs`. Training draws as inference does, without
     gradient through the draw. Imposed scores replace s; negative ones count as 0. Keeping everything is not possible:
     repeated draws drop something at keep_rate 1 too. Cost per location: (P + n) D for the class token's row and n D
     for the norms; as shapes are static an easy image is not faster than a hard one. When: as a baseline for adaptive
@@ -60,7 +61,6 @@ class ATS(Dropping, Located, kw_only=True):
         training_free=True,
         shapes="static, padded to the most",
     )
-    needs_class_token = True
     keep_all_is_dense: ClassVar[bool] = False
 
     @property

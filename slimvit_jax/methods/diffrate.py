@@ -93,7 +93,6 @@ class DiffRate(Merging, kw_only=True):
         where="inside, every layer",
     )
     prunes = True
-    needs_class_token = True
     in_place_of_keep_rate = ("prune_kept_num", "merge_kept_num", "preset", "target_flops")
 
     prune_kept_num: tuple[Count, ...] | None = None

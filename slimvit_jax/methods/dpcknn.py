@@ -96,5 +96,6 @@ class DPCKNN(Clustering, kw_only=True):
         clusters = cluster.assign_to_centers(distances, centers)
         weight = jnp.zeros(x.shape[:2], jnp.float32) if self.equal_weight else self.cluster_layers[stage](x)
         merged = cluster.merge_clusters(x, weight, clusters, count)
-        tokens = grid.follow_clusters(tokens, clusters).with_patches(merged)
+        position = tokens.placed(lambda places: cluster.merge_clusters(places, weight, clusters, count))
+        tokens = grid.follow_clusters(tokens, clusters).with_patches(merged, position=position)
         return tokens.tap("centers", centers).tap("clusters", clusters)

@@ -13,6 +13,7 @@ from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
+from slimvit_jax.ops.evolution import representative_token
 from slimvit_jax.plan import Plan, check_keep_rate
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -33,8 +34,9 @@ class EViT(Dropping, Located, kw_only=True):
     Training drops exactly what inference drops; the authors lower the keep rate over the epochs (`keep_rate_schedule`).
 
     Deviations: a distillation token and registers never enter the ranking (the release breaks with one). `aux.kept`
-    lists the kept tokens without the one just fused, and -1 for an earlier fused one among them. Cost: one extra query
-    row, (P + n) D, and n_dropped D for the fusion.
+    lists the kept tokens without the one just fused, and -1 for an earlier fused one among them. Without class token
+    a_i is the attention that a patch receives, see `Slimming.needs`. Cost: one extra query row, (P + n) D, and
+    n_dropped D for the fusion.
 
     Attributes:
       keep_rate: share kept of the patch tokens there are at each location; a float or one per location.
@@ -49,7 +51,6 @@ class EViT(Dropping, Located, kw_only=True):
         cost="(P + n) D per location, (n - kept) D for the fusion",
         training_free=True,
     )
-    needs_class_token = True
 
     fuse_token: bool | None = None
 
@@ -112,8 +113,16 @@ class EViT(Dropping, Located, kw_only=True):
             preferred_element_type=jnp.float32,
         )
         origin = jnp.pad(kept.origin, ((0, 0), (0, 1)), constant_values=-1)
-        both = kept.with_patches(jnp.concatenate([kept.patches, fused[:, None].astype(kept.x.dtype)], axis=1), origin)
+        patches = jnp.concatenate([kept.patches, fused[:, None].astype(kept.x.dtype)], axis=1)
+        position = tokens.placed(lambda places: _with_mean(places, attention, order, left))
+        both = kept.with_patches(patches, origin, position)
         return both.replace(kept=(*kept.kept, kept.origin))  # what was kept: not the token just made
+
+
+def _with_mean(places: Array, attention: Array, order: Array, left: int) -> Array:
+    """The places (B, left, 2) of those that stay, and the attention's mean of the others' behind them."""
+    ordered, weight = select.gather(places, order), select.gather(attention, order)
+    return jnp.concatenate([ordered[:, :left], representative_token(ordered[:, left:], weight[:, left:])], axis=1)
 
 
 def keep_rate_schedule(

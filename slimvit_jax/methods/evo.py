@@ -147,7 +147,11 @@ class Evo(Located, kw_only=True):
             return tokens
         mean = representative_token(waiting, running[:, left:]).astype(tokens.x.dtype)
         origin = jnp.pad(tokens.origin, ((0, 0), (0, 1)), constant_values=-1)
-        tokens = tokens.with_patches(jnp.concatenate([tokens.patches, mean], axis=1), origin).remember(mean=mean)
+        with_mean = lambda places: jnp.concatenate(
+            [places[:, :left], representative_token(places[:, left:], running[:, left:])], axis=1
+        )
+        patches = jnp.concatenate([tokens.patches, mean], axis=1)
+        tokens = tokens.with_patches(patches, origin, everyone.placed(with_mean)).remember(mean=mean)
         # At 1 of N left out the count does not change, and the encoder would not note it.
         return tokens if tokens.n < everyone.n else tokens.replace(kept=(*tokens.kept, origin))
 

@@ -17,7 +17,7 @@ from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 if TYPE_CHECKING:
-    from slimvit_jax.layers import Block
+    from slimvit_jax.block import Block
 
 Array = jax.Array
 

@@ -48,7 +48,8 @@ class Merging(Slimming, kw_only=True):
         size = merge.merge_sum(matching, tokens.memory["size"]) if size is None else size
         origin = merge.merge_origin(matching, tokens.per_token(tokens.origin, -1))[:, tokens.prefix :]
         owner = merge.merge_owner(matching, tokens.memory["owner"])
-        return tokens.replace(x=x, origin=origin).remember(size=size, owner=owner)
+        position = tokens.placed(lambda places: merge.merge_patches(matching, places, tokens.memory["size"]))
+        return tokens.replace(x=x, origin=origin, position=position).remember(size=size, owner=owner)
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:
         taps = {**tokens.taps, "size": tokens.memory["size"]}

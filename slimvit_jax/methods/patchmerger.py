@@ -12,6 +12,7 @@ from slimvit_jax import grid
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.clustering import Clustering
+from slimvit_jax.ops import cluster
 from slimvit_jax.options import Positive
 from slimvit_jax.tokens import Tokens
 
@@ -79,4 +80,6 @@ class PatchMerger(Clustering, kw_only=True):
 
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
         merged, assignment = self.cluster_layers[stage](tokens.patches)
-        return grid.follow_shares(tokens, assignment).with_patches(merged).tap("assignment", assignment)
+        position = tokens.placed(lambda places: cluster.centroids(assignment, places))
+        tokens = grid.follow_shares(tokens, assignment).with_patches(merged, position=position)
+        return tokens.tap("assignment", assignment)

@@ -96,4 +96,6 @@ class Sinkhorn(Clustering, kw_only=True):
 
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
         merged, assignment = self.cluster_layers[stage](tokens.patches)
-        return grid.follow_shares(tokens, assignment).with_patches(merged).tap("assignment", assignment)
+        position = tokens.placed(lambda places: cluster.centroids(assignment, places))
+        tokens = grid.follow_shares(tokens, assignment).with_patches(merged, position=position)
+        return tokens.tap("assignment", assignment)

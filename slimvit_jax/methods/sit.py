@@ -203,7 +203,9 @@ class SiT(Located, kw_only=True):
         if layer in self.places:
             weights = self.tsm[self.places.index(layer)](tokens.patches)
             merged = aggregate(weights, tokens.patches)
-            tokens = grid.follow_shares(tokens, weights.swapaxes(1, 2)).with_patches(merged).tap("assignments", weights)
+            position = tokens.placed(lambda places: aggregate(weights, places))
+            tokens = grid.follow_shares(tokens, weights.swapaxes(1, 2)).with_patches(merged, position=position)
+            tokens = tokens.tap("assignments", weights)
         return tokens.tap("recovered", self._recover(tokens, layer)) if train else tokens
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:

@@ -25,7 +25,8 @@ class TopK(Dropping, Located, kw_only=True):
     of the official models/topk.py (TokenReduction). EViT without its fused token differs only in its counts.
 
     Deviations: N is the grid's, not a fixed 196; keeping everything is allowed (the release crashes); prefix tokens
-    beside the class token never enter the ranking. Cost: one extra query row, (P + n) D.
+    beside the class token never enter the ranking. Without class token a_i is the attention that a patch receives, see
+    `Slimming.needs`. Cost: one extra query row, (P + n) D.
 
     Attributes:
       keep_rate: share kept at each location of what the location before left; a float or one per location.
@@ -39,7 +40,6 @@ class TopK(Dropping, Located, kw_only=True):
         source="Haurum et al. 2023, JoakimHaurum/TokenReduction", cost="(P + n) D per location", training_free=True
     )
     in_place_of_keep_rate = ("token_ratio",)
-    needs_class_token = True
 
     token_ratio: tuple[Share, ...] | None = None
 

@@ -117,6 +117,11 @@ def class_attention(q_row: Array, k: Array, *, log_weight: Array | None = None) 
     return attention_probabilities(q_row, k, log_weight=log_weight)[:, :, 0]
 
 
+def received_attention(weights: Array) -> Array:
+    """How much each key is looked at: the mean over all queries of (B, H, Nq, Nk) probabilities, (B, H, Nk)."""
+    return weights.mean(axis=2)
+
+
 def policy_attention(
     q: Array, k: Array, v: Array, policy: Array, *, log_weight: Array | None = None, eps: float = 1e-6
 ) -> Array:

@@ -234,3 +234,10 @@ def follow(owner: Array, clusters: Array) -> Array:
       (B, N) int32.
     """
     return gather(clusters, owner)
+
+
+def centroids(assignment: Array, places: Array) -> Array:
+    """Where soft clusters are: (B, m, n) weights and (B, n, C) places to (B, m, C), means by normalised weights."""
+    weights = assignment.astype(jnp.float32)
+    total = weights.sum(axis=-1, keepdims=True)
+    return jnp.einsum("bmn,bnc->bmc", weights, places) / jnp.where(total > 0, total, 1.0)

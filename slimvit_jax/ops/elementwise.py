@@ -13,6 +13,21 @@ def gelu(x: Array) -> Array:
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+def quick_gelu(x: Array) -> Array:
+    """x * sigmoid(1.702 x), CLIP's approximation; any shape, computed in float32, dtype kept."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
+
+
+def silu(x: Array) -> Array:
+    """x * sigmoid(x); any shape, computed in float32, dtype kept."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.nn.sigmoid(wide)).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "silu": silu}
+
+
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """Normalise the last axis, then ``* scale + bias``.
 

@@ -190,6 +190,16 @@ def merge_weighted(matching: Matching, values: Array, size: Array) -> tuple[Arra
     return merged.astype(values.dtype), new_size
 
 
+def merge_patches(matching: Matching, values: Array, size: Array) -> Array:
+    """`merge_weighted` of values that only patches have: (B, n, D) to those of the patches left, (B, n - r, D).
+
+    `size` is of all tokens. Prefix tokens, in front of the patches, take no part in merging.
+    """
+    prefix = matching.length - values.shape[1]
+    merged, _ = merge_weighted(matching, jnp.pad(values, ((0, 0), (prefix, 0), (0, 0))), size)
+    return merged[:, prefix:]
+
+
 def merge_scaled_sizes(matching: Matching, size: Array, cosine: Array, least: float = 1e-6) -> Array:
     """DiffRate's sizes: s_j + sum_i s_i cos_ij over what is merged into j, and never below `least`.
 
