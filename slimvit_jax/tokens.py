@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
 
 Array = jax.Array
@@ -84,6 +85,10 @@ class Tokens(flax.struct.PyTreeNode):
         `with_patches(..., position=tokens.placed(...))`.
         """
         if self.places is None or self.position is not None:
+            if self.position is not None and self.position.shape[1] != self.n:
+                raise SlimError(
+                    f"{self.n} patch tokens with {self.position.shape[1]} positions: say where new ones are"
+                )
             return self.position
         own = self.places[jnp.maximum(self.origin, 0)]
         return jnp.where(self.origin[..., None] >= 0, own, self.places.mean(axis=0))

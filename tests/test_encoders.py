@@ -119,7 +119,7 @@ def test_merged_tokens_are_where_they_are_on_average():
     assert tokens.replace(places=None).placed(mean) is None
 
 
-@pytest.mark.parametrize("method", ["tome", "sit", "dpcknn", "patchmerger", "sinkhorn", "evit"])
+@pytest.mark.parametrize("method", ["tome", "sit", "dpcknn", "patchmerger", "sinkhorn", "evit", "mctf", "dtem"])
 def test_methods_say_where_their_tokens_are(method):
     """Moved along with the grid, all that is made of patches moves along too: rotary attention is relative.
 

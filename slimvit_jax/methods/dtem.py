@@ -107,12 +107,15 @@ class DTEM(ToMe, kw_only=True):
         similarity = jnp.einsum("bac,bmc->bam", unit[:, ::2], unit[:, 1::2])
         share = soft_merge.soft_top_edges(similarity, r, self.k2, self.tau1, self.tau2)
         size, patches = tokens.memory["size"], tokens.patches
-        merged, sizes, order = soft_merge.soft_merge(patches[:, :n], size[:, prefix : prefix + n], share)
+        held = size[:, prefix : prefix + n]
+        merged, sizes, order = soft_merge.soft_merge(patches[:, :n], held, share)
         places = jnp.concatenate([jnp.arange(0, n, 2), jnp.arange(1, n, 2)])[order]
         origin = jnp.take_along_axis(tokens.origin[:, :n], places, axis=1)
         origin = jnp.concatenate([origin, tokens.origin[:, n:]], axis=1)
         size = jnp.concatenate([size[:, :prefix], sizes, size[:, prefix + n :]], axis=1)
-        tokens = tokens.with_patches(jnp.concatenate([merged, patches[:, n:]], axis=1), origin).remember(size=size)
+        with_rest = lambda values, rest: jnp.concatenate([values, rest[:, n:]], axis=1)
+        position = tokens.placed(lambda at: with_rest(soft_merge.soft_merge(at[:, :n], held, share)[0], at))
+        tokens = tokens.with_patches(with_rest(merged, patches), origin, position).remember(size=size)
         return tokens.replace(log_weight=soft_merge.log_size(size)) if self.prop_attn else tokens
 
     def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
