@@ -118,7 +118,7 @@ class Mlp(nn.Module):
 
     Attributes:
       hidden: width between the two.
-      activation: "gelu" (exact), "quick_gelu" or "silu".
+      activation: "gelu" (exact), "gelu_tanh", "quick_gelu" or "silu".
       gated: the first layer is twice as wide, and its activated first half multiplies the second (SwiGLU, packed).
     """
 

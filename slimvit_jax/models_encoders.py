@@ -51,20 +51,20 @@ def _size(size: str, patch: int, side: int, classes: int = 0, **more: Any) -> di
 
 
 def _siglip() -> Iterator[Row]:
-    """The default weights are SigLIP 2's ("v2_webli") where there are such; the architecture is the same."""
+    """The default weights are SigLIP 2's ("v2_webli"); SigLIP's ("webli") have the same architecture."""
     sizes = {
         "base": ((16, 224), (16, 256), (16, 384), (16, 512)),
         "large": ((16, 256), (16, 384)),
-        "so400m": ((14, 224), (14, 384), (16, 256)),
+        "so400m": ((14, 224), (14, 378), (16, 256)),
     }
     for size, shapes in sizes.items():
         ratio: dict[str, Any] = {"mlp_ratio": 3.7362} if size == "so400m" else {}
         for patch, side in shapes:
-            tag = "webli" if (size, side) == ("so400m", 384) else "v2_webli"
+            ratio |= {"act_layer": "gelu_tanh"} if (size, patch) == ("so400m", 16) else {}
             image = _HALF.replace(img_size=side)
             name = f"vit_{size}_patch{patch}_siglip_{side}"
             pooled: dict[str, Any] = {"class_token": False, "global_pool": "map"}
-            yield name, "vit", _size(size, patch, side, **pooled, **ratio), image, f"timm/{name}.{tag}"
+            yield name, "vit", _size(size, patch, side, **pooled, **ratio), image, f"timm/{name}.v2_webli"
     name, pooled = "vit_base_patch16_siglip_gap_224", {"class_token": False, "global_pool": "avg", "fc_norm": False}
     yield name, "vit", _size("base", 16, 224, **pooled), _HALF.replace(img_size=224), f"timm/{name}.v2_webli"
 

@@ -34,6 +34,7 @@ PLAIN = ("vit", "deit_distilled")
 ENCODERS = (
     "vit_base_patch16_siglip_224",
     "vit_base_patch16_siglip_gap_224",
+    "vit_so400m_patch16_siglip_256",
     "vit_base_patch16_clip_224",
     "vit_base_patch16_clip_quickgelu_224",
     "vit_giant_patch14_dinov2",
@@ -56,9 +57,14 @@ def test_named_model_has_timms_parameters(name):
     want = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
     want = {key: shape for key, shape in want.items() if not key.endswith(rules.COUNTER)}
     if alike:
+        ours = slim.create_model(name, depth=1)
         assert len(theirs.blocks) == NAMED[name].kwargs["depth"]
+        assert theirs.blocks[0].norm1.eps == ours.eps and theirs.blocks[0].attn.num_heads == ours.num_heads
+        activation = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
+        assert activation[type(theirs.blocks[0].mlp.act).__name__] == ours.block_options["activation"]
         want = {key: shape for key, shape in want.items() if not key.startswith("blocks.") or "blocks.0." in key}
-    ours = slim.create_model(name, depth=1) if alike else slim.create_model(name)
+    else:
+        ours = slim.create_model(name)
     assert {key: leaf.torch_shape for key, leaf in rules.expected(ours).items()} == want
 
 

@@ -33,7 +33,7 @@ class VisionTransformer(Backbone, kw_only=True):
       patch_size: (height, width) of a patch, which must divide the image.
       embed_dim, depth, num_heads, mlp_ratio: D, T, H, hidden width over D.
       qkv_bias, qk_norm, init_values: of the blocks; init_values is LayerScale's, None for none.
-      act_layer: activation of the MLPs: "gelu" (exact) or "quick_gelu" (CLIP's).
+      act_layer: activation of the MLPs: "gelu" (exact), "gelu_tanh" or "quick_gelu" (CLIP's).
       swiglu_mlp: gated MLPs with SiLU, packed as timm's SwiGLUPacked (DINOv2-g): mlp_ratio counts gate and values.
       class_token: whether there is one; without it global_pool must be "avg" or "map".
       reg_tokens: number of register tokens behind the class token.
@@ -59,7 +59,7 @@ class VisionTransformer(Backbone, kw_only=True):
     qkv_bias: bool = True
     qk_norm: bool = False
     init_values: float | None = None
-    act_layer: Literal["gelu", "quick_gelu"] = "gelu"
+    act_layer: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     swiglu_mlp: bool = False
     class_token: bool = True
     reg_tokens: Natural = 0

@@ -19,13 +19,20 @@ def quick_gelu(x: Array) -> Array:
     return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
 
 
+def gelu_tanh(x: Array) -> Array:
+    """The tanh approximation of GELU; any shape, computed in float32, dtype kept."""
+    wide = x.astype(jnp.float32)
+    inner = 0.7978845608028654 * (wide + 0.044715 * wide**3)
+    return (0.5 * wide * (1.0 + jnp.tanh(inner))).astype(x.dtype)
+
+
 def silu(x: Array) -> Array:
     """x * sigmoid(x); any shape, computed in float32, dtype kept."""
     wide = x.astype(jnp.float32)
     return (wide * jax.nn.sigmoid(wide)).astype(x.dtype)
 
 
-ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu, "silu": silu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "silu": silu}
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
