@@ -52,6 +52,8 @@ class DiffRate(Merging, kw_only=True):
     counts have the class token in them, and so have the options here, whatever other prefix tokens there are. A count
     above what a layer holds changes nothing there. Average pooling weighs the tokens by s, as in its patch of MAE.
 
+    Without class token a is the attention that a patch receives, see `Slimming.needs`.
+
     Deviations: other prefix tokens are protected like the class token (a distilled model crashes in the release).
     The similarity scales the size, so a negative one lowers it and the release can take the logarithm of a negative
     number: here no size falls below 1e-6. A count of the class token alone is refused (merged there, sizes become
