@@ -22,14 +22,15 @@ def mean_pool(tokens: Tokens, weights: Array | None, num_patches: int, include_p
       tokens: with n patches.
       weights: (B, n) summing to 1, or None for equal ones.
       num_patches: N of the grid.
-      include_prefix: with the prefix tokens. The patches together then weigh as much as the grid has, so that merging
-        or dropping them does not promote the prefix tokens.
+      include_prefix: with the prefix tokens: the plain mean over all tokens held. With weights the patches together
+        weigh as much as the grid has, so that merging them does not promote the prefix tokens.
     """
     patches = tokens.patches.astype(jnp.float32)
     mean = patches.mean(axis=1) if weights is None else jnp.einsum("bn,bnd->bd", weights, patches)
     if not include_prefix:
         return mean
-    return (mean * num_patches + tokens.head.astype(jnp.float32).sum(axis=1)) / (num_patches + tokens.prefix)
+    n = tokens.n if weights is None else num_patches
+    return (mean * n + tokens.head.astype(jnp.float32).sum(axis=1)) / (n + tokens.prefix)
 
 
 def weighted(
