@@ -121,7 +121,8 @@ class Attention(nn.Module):
 
     def project(self, out: Array, train: bool) -> Array:
         """The branch (B, M, D) of what the heads have read, (B, M, H, D / H)."""
-        return self.dropout(self.proj(out.reshape(*out.shape[:2], self.dim)), deterministic=not train)
+        branch: Array = self.dropout(self.proj(out.reshape(*out.shape[:2], self.dim)), deterministic=not train)
+        return branch
 
 
 class Block(nn.Module):
@@ -193,7 +194,8 @@ class Block(nn.Module):
 
     def gain(self, branch: Array, scale: str) -> Array:
         """A branch, "ls1" or "ls2", times its gains."""
-        return getattr(self, scale)(branch)
+        gained: Array = getattr(self, scale)(branch)
+        return gained
 
     def feed_forward_module(self) -> nn.Module:
         """The module "mlp"."""
@@ -208,11 +210,13 @@ class Block(nn.Module):
     def attention_map(self, tokens: Tokens) -> Array:
         """(B, H, P + n, P + n) float32: who looks at whom, softmaxed over the keys."""
         y = _masked(self.norm1(tokens.x), tokens.input_mask)
-        return self.attn.probabilities(y, tokens.key_log_weight, tokens.positions)
+        probabilities: Array = self.attn.probabilities(y, tokens.key_log_weight, tokens.positions)
+        return probabilities
 
     def attention_values(self, tokens: Tokens) -> Array:
         """(B, P + n, H, D / H): what there is to read at each token."""
-        return self.attn.values(_masked(self.norm1(tokens.x), tokens.input_mask))
+        values: Array = self.attn.values(_masked(self.norm1(tokens.x), tokens.input_mask))
+        return values
 
     def attention_branch(self, read: Array, train: bool) -> Array:
         """The attention branch (B, P + n, D) of what was read, (B, P + n, D), before the output projection."""

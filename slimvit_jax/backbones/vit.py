@@ -129,9 +129,8 @@ class VisionTransformer(Backbone, kw_only=True):
         else:
             self.norm = LayerNorm(self.eps, dtype)
         if self.global_pool == "map":
-            self.attn_pool = AttentionPool(
-                self.embed_dim, self.num_heads, int(self.embed_dim * self.mlp_ratio), self.act_layer, self.eps, dtype
-            )
+            sizes = (self.embed_dim, self.num_heads, int(self.embed_dim * self.mlp_ratio))
+            self.attn_pool = AttentionPool(*sizes, self.act_layer, self.eps, dtype)
         self.head_drop = nn.Dropout(self.drop_rate)
         if self.num_classes:
             self.head = Linear(self.num_classes, dtype=jnp.float32)
@@ -288,7 +287,8 @@ class VisionTransformer(Backbone, kw_only=True):
     def _embed(self, images: Array, train: bool, mask: Array | None) -> Tokens:
         patches, taps = self._patches(images, train, mask)
         batch, n, _ = patches.shape
-        prefix = [getattr(self, name) for name, there in self._prefix_names() if there]
+        names = {"cls_token": self.class_token, "dist_token": self.distilled, "reg_token": self.reg_tokens > 0}
+        prefix = [getattr(self, name) for name, there in names.items() if there]
         front = [jnp.broadcast_to(p.astype(patches.dtype), (batch, *p.shape[1:])) for p in prefix]
         position = self._positions().astype(patches.dtype) if self.position_count else 0.0
         if self.no_embed_class:
@@ -302,14 +302,9 @@ class VisionTransformer(Backbone, kw_only=True):
         places = None if self.rotary is None else jnp.asarray(self.rotary.coordinates())
         return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens, taps=taps, places=places)
 
-    def _prefix_names(self) -> list[tuple[str, bool]]:
-        names = [("cls_token", self.class_token), ("dist_token", self.distilled), ("reg_token", self.reg_tokens > 0)]
-        return [(name, bool(there)) for name, there in names]
-
     def _mean(self, tokens: Tokens, train: bool) -> Array:
-        weights = self.slim.pooling_weights(tokens, train)
         include = self.pool_include_prefix and not self.slim.pools_patches
-        return mean_pool(tokens, weights, self.geometry.num_patches, include)
+        return mean_pool(tokens, self.slim.pooling_weights(tokens, train), self.geometry.num_patches, include)
 
     def _classify(self, tokens: Tokens, mean: Array | None, train: bool) -> tuple[Array, dict[str, Array]]:
         if mean is not None:
@@ -317,7 +312,8 @@ class VisionTransformer(Backbone, kw_only=True):
         elif self.global_pool == "token":
             pooled = tokens.x[:, 0]
         elif self.global_pool == "map":
-            pooled = self._attention_pooled(tokens, train)
+            weights, n = self.slim.pooling_weights(tokens, train), self.geometry.num_patches
+            pooled = self.attn_pool(*weighted(tokens, weights, n, self.pool_include_prefix))
         else:
             pooled = self._mean(tokens, train)
         if self._norm_after_pooling:
