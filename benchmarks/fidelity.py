@@ -31,11 +31,11 @@ import slimvit_jax as slim
 from benchmarks.results import table
 from benchmarks.study_cells import LOCATIONS, REFERENCE, matched_options
 from slimvit_jax import training
-from slimvit_jax.analysis.evaluate import measure_speed
-from slimvit_jax.analysis.timing import describe_machine
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
+from slimvit_jax.inference.evaluate import measure_speed
+from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training import build
 
 COVERAGE = {"lives": "coverage", "squeeze": "mean"}

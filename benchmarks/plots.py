@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.results import ANY_BUDGET, LIFE, RECOMMENDED, Study, label, pool
-from slimvit_jax.analysis.visualize import ACCENT, INK, QUIET, SECOND, STYLE
 from slimvit_jax.files import atomic_path
+from slimvit_jax.reports.style import ACCENT, INK, QUIET, SECOND, STYLE
 
 MARKERS = "sD^vPXph<>*d8H"
 COLORS = matplotlib.colormaps["tab20"](np.linspace(0, 1, 20))

@@ -24,9 +24,9 @@ import numpy as np
 
 import slimvit_jax as slim
 from benchmarks.study_cells import LOCATIONS, spread
-from slimvit_jax.analysis.timing import describe_machine, interleave, sampler
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import write_json, write_text
+from slimvit_jax.inference.timing import describe_machine, interleave, sampler
 
 MODEL = "vit_small_patch14_dinov2"
 METHODS = ("dense", "life_regression", "coverage", "random", "topk", "evit", "tome", "dpcknn", "kmedoids", "sinkhorn")

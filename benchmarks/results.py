@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from slimvit_jax.analysis.evaluate import paired_difference
 from slimvit_jax.errors import SlimError
+from slimvit_jax.inference.evaluate import paired_difference
 
 LIFE = "life_regression"
 #: Variants of life regression's training on Fashion-MNIST that other files name.

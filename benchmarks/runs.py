@@ -11,7 +11,7 @@ import numpy as np
 
 import slimvit_jax as slim
 from benchmarks.programs import forward, training_step, variables_for
-from slimvit_jax.analysis.timing import interleave, sampler
+from slimvit_jax.inference.timing import interleave, sampler
 from slimvit_jax.tokens import Tokens
 
 

@@ -30,9 +30,9 @@ import numpy as np
 
 import slimvit_jax as slim
 from benchmarks.study_cells import matched_options
-from slimvit_jax.analysis.timing import describe_machine
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import atomic_path, write_json, write_text
+from slimvit_jax.inference.timing import describe_machine
 
 Array = jax.Array
 MODEL, SIDE = "vit_small_patch14_dinov2", 224

@@ -82,8 +82,8 @@ class Study:
         """The path of the dense weights, trained first where they are missing."""
         from benchmarks.study_cells import Cell
         from slimvit_jax import flops, save
-        from slimvit_jax.analysis.evaluate import count_parameters
-        from slimvit_jax.analysis.timing import describe_machine
+        from slimvit_jax.inference.evaluate import count_parameters
+        from slimvit_jax.inference.timing import describe_machine
 
         weights = self.path / "dense.safetensors"
         if weights.exists() and (self.path / "study.json").exists():
@@ -107,7 +107,7 @@ class Study:
         import jax
 
         from slimvit_jax import save
-        from slimvit_jax.analysis.timing import describe_machine
+        from slimvit_jax.inference.timing import describe_machine
 
         folder = self.path / "runs" / re.sub(r"[^A-Za-z0-9.]+", "_", cell.name)
         config = cell.config(self.config, self.dense_weights())
@@ -153,7 +153,7 @@ def evaluations(cell: Any, config: Any, result: Any) -> list[dict[str, Any]]:
     """
     from benchmarks.study_cells import LOCATIONS, matched_options, reference_flops
     from slimvit_jax import create_model, flops
-    from slimvit_jax.analysis.evaluate import Inference, evaluate, random_lives
+    from slimvit_jax.inference.evaluate import Inference, evaluate, random_lives
     from slimvit_jax.training import build
 
     variables = result.variables[cell.schedule[-1] if cell.schedule else "dense"]

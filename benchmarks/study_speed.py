@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.results import Study
 from slimvit_jax import SlimError, create_model, flops
-from slimvit_jax.analysis.evaluate import measure_speed
-from slimvit_jax.analysis.timing import describe_machine
 from slimvit_jax.files import write_json
+from slimvit_jax.inference.evaluate import measure_speed
+from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training.build import init_variables
 
 

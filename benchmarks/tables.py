@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks import fidelity
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
-from slimvit_jax.analysis.paper_rows import ROUNDING, count, paper_rows, paper_speedup
-from slimvit_jax.analysis.report_text import paper_tables
 from slimvit_jax.errors import SlimError
+from slimvit_jax.reports.paper_rows import ROUNDING, count, paper_rows, paper_speedup
+from slimvit_jax.reports.report_text import paper_tables
 
 PAPER_TABLES = {
     "table1_deit": "Life regression, Table I",

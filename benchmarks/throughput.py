@@ -107,7 +107,7 @@ def measure_group(
 
     import slimvit_jax as slim
     from benchmarks.programs import forward
-    from slimvit_jax.analysis.timing import interleave, sampler
+    from slimvit_jax.inference.timing import interleave, sampler
 
     models = candidates(args, name, dtype, notes)
     samplers, info = {}, {}
@@ -153,8 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     import slimvit_jax as slim
     from benchmarks.runs import overhead_share, training_steps
     from benchmarks.timm_worker import Timm
-    from slimvit_jax.analysis.timing import describe_machine
     from slimvit_jax.files import write_json
+    from slimvit_jax.inference.timing import describe_machine
 
     notes: list[str] = []
     result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])}

@@ -64,7 +64,7 @@ class Timm:
         return self.ask(build=name, batch=batch, dtype=dtype, compile=compiled, device=device, threads=threads)["id"]
 
     def sampler(self, number: int):
-        """A `slimvit_jax.analysis.timing.Sampler` of that model."""
+        """A `slimvit_jax.inference.timing.Sampler` of that model."""
 
         def sample(repeats: int) -> tuple[float, float]:
             answer = self.ask(time=number, repeats=repeats)

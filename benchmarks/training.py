@@ -180,7 +180,7 @@ class Loop:
 
 def outside(loop: Loop, args: argparse.Namespace) -> dict[str, Any]:
     """The share of the loop's time outside the compiled step."""
-    from slimvit_jax.analysis.timing import interleave
+    from slimvit_jax.inference.timing import interleave
 
     timings = interleave({"loop": loop.loop, "alone": loop.alone}, args.rounds, args.segment)
     share = lambda a, b: statistics.median(1 - alone / loop for loop, alone in zip(a, b, strict=True))
@@ -313,9 +313,9 @@ def print_rows(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints the table, writes the JSON; exit status 2 for bad input."""
     args = parse(argv)
-    from slimvit_jax.analysis.timing import describe_machine
     from slimvit_jax.errors import SlimError
     from slimvit_jax.files import write_json
+    from slimvit_jax.inference.timing import describe_machine
 
     result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.training", *sys.argv[1:]])}
     result |= {"machine": describe_machine(), "results": []}

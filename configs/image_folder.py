@@ -10,6 +10,9 @@ published weights, at any image size that its patches divide:
 
 (the last one for a weights file at hand, or hf-hub:OWNER/NAME).
 
+Another model comes with its own weights: --config.model.name=deit_base_patch16_224. The classifier alone is tuned by
+--config.stages.dense.trainable=head.
+
 DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, predictor and backbone in one
 stage, with what did better than the paper's training on Fashion-MNIST (docs/results.md): training masks the patches
 that inference drops, the dense model's logits are learned beside the labels, and every image draws its keep rate, so

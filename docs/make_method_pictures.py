@@ -11,21 +11,17 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 import slimvit_jax as slim
-from slimvit_jax.analysis import visualize
-from slimvit_jax.analysis.pictures import picture_lives
-from slimvit_jax.ops import cluster
+from slimvit_jax.reports.patches import draw_groups
+from slimvit_jax.reports.pictures import groups_of, picture_lives
 
 FOLDER = Path(__file__).parent / "pictures"
 BACKBONE = dict(img_size=8, patch_size=1, in_chans=1, embed_dim=48, depth=6, num_heads=3, mlp_ratio=2.0, num_classes=10)
@@ -98,54 +94,6 @@ def train(model: Any, variables: Any, steps: int, rate: float, dense: tuple[Any,
     return {"params": params}
 
 
-def owners(aux: Any) -> list[np.ndarray]:
-    """(N,) per reduction: the number of the token that each patch of the first image is part of, most of all.
-
-    -1 for a patch that was dropped. Methods that keep account in "owner" say it of the end only.
-    """
-    taps = aux.taps
-    if "owner" in taps:
-        return [np.asarray(taps["owner"][0, 1:])]
-    if "clusters" in taps:
-        held = [jnp.arange(taps["clusters"][0].shape[1])[None]]
-        for clusters in taps["clusters"]:
-            held.append(cluster.follow(held[-1], clusters[:1]))
-        return [np.asarray(owner[0]) for owner in held[1:]]
-    soft = [np.asarray(a[0]) for a in taps["assignment"]] if "assignment" in taps else []
-    soft = soft or [np.asarray(a[0]).T for a in taps["assignments"]]  # now (m, n): new tokens, old tokens
-    shares, whole = [], np.eye(soft[0].shape[1])
-    for assignment in soft:
-        whole = assignment @ whole
-        shares.append(whole)
-    return [share.argmax(axis=0) for share in shares]
-
-
-def picture_groups(path: Path, image: np.ndarray, groups: list[np.ndarray], counts: list[int]) -> None:
-    """The image, and after each reduction every group of merged patches in its mean shade, fenced in; crosses: none."""
-    with matplotlib.rc_context({**visualize.STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(2.1 * (1 + len(groups)), 2.35), layout="constrained")
-        axes = figure.subplots(1, 1 + len(groups), squeeze=False)[0]
-        side = image.shape[0]
-        for axis, owner, count in zip(axes, [None, *groups], [0, *counts], strict=True):
-            shown = image[..., 0]
-            if owner is not None:
-                flat = shown.reshape(-1)
-                means = {k: flat[owner == k].mean() if k >= 0 else 0.0 for k in np.unique(owner)}
-                rows, columns = np.nonzero(owner.reshape(side, side) < 0)
-                axis.plot(columns, rows, "x", color=visualize.ACCENT, ms=4)
-                shown = np.array([means[k] for k in owner]).reshape(side, side)
-                grid = owner.reshape(side, side)
-                for row, column in np.argwhere(grid[:, 1:] != grid[:, :-1]):
-                    axis.plot([column + 0.5] * 2, [row - 0.5, row + 0.5], color=visualize.ACCENT, lw=1)
-                for row, column in np.argwhere(grid[1:] != grid[:-1]):
-                    axis.plot([column - 0.5, column + 0.5], [row + 0.5] * 2, color=visualize.ACCENT, lw=1)
-                axis.set_title(f"{count} tokens", fontsize=9)
-            axis.imshow(shown, cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        figure.savefig(path, dpi=100)
-
-
 def draw(method: str, dense: tuple[Any, Any]) -> Path:
     """Trains what there is to train, and draws."""
     options, steps = RECIPES[method]
@@ -162,14 +110,9 @@ def draw(method: str, dense: tuple[Any, Any]) -> Path:
     sample = images[SAMPLE : SAMPLE + 1]
     aux = jax.tree.map(lambda leaf: leaf[SAMPLE : SAMPLE + 1], aux)
     if aux.kept is None:
-        groups = owners(aux)
-        counts = sorted(set(model.slim.plan.mlp))[::-1][-len(groups) :]
-        picture_groups(path, sample[0], groups, counts)
+        draw_groups(path, sample, grid=model.geometry.grid, groups=groups_of(aux.taps))
     else:
-        scores = aux.scores
-        if scores is not None and method not in ("life_regression", "avit"):  # whose unit says something: layers
-            scores = (scores - scores.min()) / (scores.max() - scores.min())
-        picture_lives(path, model, SimpleNamespace(scores=scores, kept=aux.kept), sample)
+        picture_lives(path, model, aux, sample)
     return path
 
 

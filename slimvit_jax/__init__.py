@@ -10,14 +10,15 @@ In short:
 """
 
 from slimvit_jax import losses, methods
-from slimvit_jax.analysis.flops import FlopsReport, flops
 from slimvit_jax.build import create_model, list_methods, list_models, transform_for
 from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
 from slimvit_jax.fuse import fuse
 from slimvit_jax.grid import grid_features
+from slimvit_jax.inference.flops import FlopsReport, flops
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.pretrained import from_pretrained
 from slimvit_jax.runs import TrainingRun, open_run
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
@@ -38,6 +39,7 @@ __all__ = [
     "TrainingRun",
     "create_model",
     "flops",
+    "from_pretrained",
     "from_torch",
     "fuse",
     "grid_features",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.text import hints_for
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("slimvit_jax.cli.train", "train by a config, stage after stage"),
     "models": ("slimvit_jax.cli.models", "list the models with parameters, multiply-adds and preprocessing"),
     "convert": ("slimvit_jax.cli.convert", "convert a weights file to another kind"),
     "evaluate": ("slimvit_jax.cli.evaluate", "measure the accuracy on a labelled set of images"),
@@ -25,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "visualize": ("slimvit_jax.cli.visualize", "draw weight curves, lives and what is kept"),
     "benchmark": ("slimvit_jax.cli.benchmark", "time slimmed models against the dense one"),
     "export": ("slimvit_jax.cli.export", "write the inference function as a StableHLO file"),
+    "report": ("slimvit_jax.cli.report", "write the report of a training run anew"),
     "config": ("slimvit_jax.cli.config", "print the complete configuration of a configs/NAME.py"),
 }
 
@@ -39,6 +42,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name in bytes that are no UTF-8 is shown, not fatal
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _Parser(prog="slimvit", description="Token slimming for vision transformers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((word for word in arguments if not word.startswith("-")), None)
@@ -48,20 +53,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             commands.add_parser(name, help=help_line)
     try:
-        args = parser.parse_args(arguments)
+        args, rest = parser.parse_known_args(arguments)
+        if getattr(args, "takes_fields", False):
+            args.fields = rest
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         with hints_for("flags"):
             return int(args.run(args) or 0)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
         return stop.code if isinstance(stop.code, int) else 2
     except SlimError as error:
         message = " ".join(str(error).split())
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        message = f"out of memory: {(str(error).splitlines() or [''])[0]}"
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except MemoryError as error:
-        message = f"out of memory: {error}"
     except KeyboardInterrupt:
         message = "interrupted"
         print(f"slimvit {wanted}: {message}", file=sys.stderr)
@@ -70,6 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-if __name__ == "__main__":
+def program() -> NoReturn:
+    """The installed command."""
     restart_with_huge_pages()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    program()

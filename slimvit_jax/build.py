@@ -17,6 +17,7 @@ from slimvit_jax.images import Preprocess
 from slimvit_jax.methods import METHODS
 from slimvit_jax.models import NAMED, UNNAMED
 from slimvit_jax.slimming import Slimming
+from slimvit_jax.text import choose_method
 
 #: Families for any size: name to (class, options that make the family).
 FAMILIES: dict[str, tuple[type[Backbone], dict[str, Any]]] = {
@@ -139,7 +140,7 @@ def _unknown_option(name: str, method: str | Slimming | None, option: str, choic
     if owners and isinstance(method, Slimming):
         return SlimError(f"{option} is an option of the method: give it to {type(method).__name__}(...) itself")
     if owners and method is None:
-        return SlimError(f"{option} is an option of methods: add method=NAME, one of {', '.join(owners)}")
+        return SlimError(f"{option} is an option of methods: add {choose_method()}, one of {', '.join(owners)}")
     owner = f"model {name!r}" + (f" with method {method!r}" if isinstance(method, str) else "")
     return unknown(f"option of {owner}", option, choices)
 

@@ -65,6 +65,16 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; a SlimError, which names the file, for what cannot be read or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SlimError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # JSON's errors, and text in another encoding
+        raise SlimError(f"{path}: damaged, or no JSON: {error}") from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; what JSON has no form for (NaN included) is an error."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -267,7 +267,7 @@ def one_or_several(entry: Any) -> Kind:
 
 
 #: Fields of a Flax module, or of ours, that are no options.
-BINDING = frozenset({"geometry", "slim", "preprocess", "parent", "name"})
+BINDING = frozenset({"geometry", "slim", "preprocess", "class_names", "parent", "name"})
 
 
 def kinds_of(cls: Any) -> Mapping[str, Kind]:

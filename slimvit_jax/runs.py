@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.files import read_json
 from slimvit_jax.slimming import Slimming
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class TrainingRun:
         **options: Any,
     ) -> Backbone:
         """The model that `model` gives, prepared for the run's images (`transform_for`); reads no weights."""
-        from slimvit_jax.build import create_model
+        from slimvit_jax.build import assemble
         from slimvit_jax.training import build
 
         stage = self.stage(stage)
@@ -110,14 +111,21 @@ class TrainingRun:
                 )
             # `Slimming()`, not None, which is the method that a name such as sit_small implies
             made = chosen if isinstance(chosen, Slimming) else Slimming()
-            return build.prepared(config, create_model(config.model.name, made, **backbone | options))
+            return self._prepared(assemble(config.model.name, made, backbone | options))
         if chosen == config.method.name:
             inherited = config.method.options.to_dict() | (fields.method_options.to_dict() if own else {})
         else:
             inherited = _shared_options(build.build_model(config, fields.slimmed, stage), chosen)
         if keep_rate is not None:
             inherited = build.at_keep_rate(chosen, inherited, keep_rate)
-        return build.prepared(config, create_model(config.model.name, chosen, **backbone | inherited | options))
+        return self._prepared(assemble(config.model.name, chosen, backbone | inherited | options))
+
+    def _prepared(self, model: Backbone) -> Backbone:
+        """The model for the run's images and classes."""
+        from slimvit_jax.training import build
+
+        names = self._noted_names
+        return build.prepared(self.config, model).clone(class_names=names if len(names) == model.num_classes else ())
 
     def variables(self, model: Backbone, stage: str | None = None, **load: Any) -> dict[str, Any]:
         """The weights of a stage for any model that shares its backbone.
@@ -146,8 +154,12 @@ class TrainingRun:
 
     # Data ------------------------------------------------------------------------------------------------------------
 
-    def source(self, split: str | None = None, data_dir: str | os.PathLike[str] | None = None) -> Source:
+    def source(
+        self, split: str | None = None, data_dir: str | os.PathLike[str] | None = None, **options: Any
+    ) -> Source:
         """The run's images, of the evaluation split if none is named; from another place where `data_dir` is given.
+
+        `options` of `data.open_source` come on top of the run's.
 
         Raises:
           SlimError: they are not there.
@@ -155,20 +167,21 @@ class TrainingRun:
         from slimvit_jax import data
 
         own = self.config.data
-        return data.open_source(own.name, split or own.eval_split, data_dir or own.data_dir or None, **own.options)
+        given = {**own.options.to_dict(), **options}
+        return data.open_source(own.name, split or own.eval_split, data_dir or own.data_dir or None, **given)
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes: as the run noted them, also where its data are gone; () where nobody knows them."""
-        from slimvit_jax.training.workdir import read_json
-
-        noted = self.path / "data.json"
-        if noted.exists():
-            return tuple(read_json(noted)["class_names"])
         try:
-            return self.source().class_names
+            return self._noted_names or self.source().class_names
         except SlimError:
             return ()
+
+    @functools.cached_property
+    def _noted_names(self) -> tuple[str, ...]:
+        noted = self.path / "data.json"
+        return tuple(map(str, read_json(noted)["class_names"])) if noted.exists() else ()
 
     def result(self) -> RunResult:
         """All stages with their variables, as `training.run` gave them at the end.
@@ -194,7 +207,6 @@ def open_run(workdir: str | os.PathLike[str]) -> TrainingRun:
       SlimError: no run there, a damaged file, or no stage that is done.
     """
     from slimvit_jax.training import config as configs
-    from slimvit_jax.training.workdir import read_json
 
     path = Path(workdir)
     if not (path / "config.json").is_file():

@@ -63,6 +63,12 @@ class Slimming(Checked, kw_only=True):
     runs_on_pyramids: ClassVar[bool] = False
     #: Options that say how many tokens are kept in place of `keep_rate`, and win over it where they are given.
     in_place_of_keep_rate: ClassVar[tuple[str, ...]] = ()
+    #: Weights trained at one budget can run at others; False where parameters have the shapes of a budget.
+    any_budget: ClassVar[bool] = True
+    #: What `aux.scores` are, in a word or two for pictures.
+    score_name: ClassVar[str] = "score"
+    #: The scores are lives: the last layer that computes a patch. Its weight in every layer follows from them.
+    predicts_lives: ClassVar[bool] = False
     #: The training losses compare with a frozen dense model.
     needs_teacher: ClassVar[bool] = False
     #: The method's default weight of each loss.
@@ -139,6 +145,20 @@ class Slimming(Checked, kw_only=True):
     def extra_flops(self) -> dict[int, int]:
         """Multiply-adds that the method adds at inference, by 1-based layer."""
         return {}
+
+    def paper_flops(self) -> dict[int, int] | None:
+        """`extra_flops` as the method's paper counts them, where that differs; None where it does not."""
+        return None
+
+    @property
+    def score_range(self) -> tuple[float, float] | None:
+        """Least and greatest score that means something, to which pictures clamp; None: as they come."""
+        return None
+
+    @property
+    def trained_rates(self) -> tuple[float, ...]:
+        """Keep rates that training draws from for every image; () where there is one budget for all."""
+        return ()
 
     # Hooks -------------------------------------------------------------------------------------------------------
 

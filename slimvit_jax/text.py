@@ -30,9 +30,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+#: Whose option: of the loading of weights, the model, its method, or the data.
+Owner = Literal["weights", "model", "method", "data"]
+_GROUP: dict[Owner, str] = {"weights": "init", "model": "model", "method": "method", "data": "data"}
+_FLAG: dict[Owner, str] = {"model": "--set", "method": "--set", "data": "--data-option"}
+
+
 @contextlib.contextmanager
 def hints_for(reader: Reader) -> Iterator[None]:
-    """While entered, `weights_option` spells for somebody who types flags, fields of a config, or Python."""
+    """While entered, `option` spells for somebody who types flags, fields of a config, or Python."""
     token = _READER.set(reader)
     try:
         yield
@@ -40,28 +46,34 @@ def hints_for(reader: Reader) -> Iterator[None]:
         _READER.reset(token)
 
 
-def weights_option(name: str, value: Any) -> str:
-    """An option of `slim.load` with a value, as the reader has to type it.
+def option(owner: Owner, name: str, value: Any) -> str:
+    """An option with a value, as the reader has to type it: what hints in errors are made of.
 
-    >>> weights_option("init_missing", ("head",))
+    >>> option("weights", "init_missing", ("head",))
     "init_missing=('head',)"
     >>> with hints_for("flags"):
-    ...     weights_option("init_missing", ("head", "norm")), weights_option("resample_pos_embed", True)
+    ...     option("weights", "init_missing", ("head", "norm")), option("weights", "resample_pos_embed", True)
     ('--init-missing=head --init-missing=norm', '--resample-pos-embed')
+    >>> with hints_for("flags"):
+    ...     option("model", "num_classes", 3), option("data", "allow_missing_classes", True)
+    ('--set num_classes=3', '--data-option allow_missing_classes=True')
     >>> with hints_for("config"):
-    ...     weights_option("init_missing", ("head",))
+    ...     option("weights", "init_missing", ("head",))
     "--config.init.options.init_missing=('head',)"
     """
     reader = _READER.get()
-    if reader == "flags":
-        flag = f"--{name.replace('_', '-')}"
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        return " ".join(flag if entry is True else f"{flag}={entry}" for entry in values)
-    spelled = f"{name}={value!r}"
-    return f"--config.init.options.{spelled}" if reader == "config" else spelled
+    if reader == "config":
+        return f"--config.{_GROUP[owner]}.options.{name}={value!r}"
+    if reader == "python":
+        return f"{name}={value!r}"
+    if owner in _FLAG:
+        return f"{_FLAG[owner]} {name}={value}"
+    flag = f"--{name.replace('_', '-')}"
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return " ".join(flag if entry is True else f"{flag}={entry}" for entry in values)
 
 
-def num_classes_option(number: object) -> str:
-    """The model's option num_classes, as the reader has to type it."""
-    spelled = f"num_classes={number}"
-    return {"flags": f"--set {spelled}", "config": f"--config.model.options.{spelled}"}.get(_READER.get(), spelled)
+def choose_method(name: str = "NAME") -> str:
+    """The choice of a method, as the reader has to type it."""
+    spelled = {"flags": f"--method {name}", "config": f"--config.method.name={name}"}
+    return spelled.get(_READER.get(), f"method={name}")

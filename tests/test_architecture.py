@@ -1,6 +1,7 @@
 """Rules of the house that a reader relies on: imports point one way, and the shared parts know no method by name."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,69 +11,116 @@ import slimvit_jax as slim
 PACKAGE = Path(slim.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-#: Lower layers must not import higher ones; a module's layer is that of its longest matching prefix.
-LAYERS = {
-    "errors": 0,
-    "text": 0,
-    "arrays": 0,
-    "facts": 0,
-    "files": 0,
-    "huge_pages": 0,
-    "fresh": 0,
-    "options": 1,
-    "keywords": 1,
-    "plan": 1,
-    "ops": 1,
-    "images": 1,
-    "losses": 2,
-    "models": 1,
-    "models_encoders": 1,
-    "tokens": 2,
-    "checked": 3,
-    "grid": 3,
-    "slimming": 3,
-    "layers": 3,
-    "block": 3,
-    "layers_conv": 3,
-    "layers_pool": 3,
-    "fuse": 7,
-    "methods": 4,
-    "encoder": 4,
-    "backbones": 5,
-    "build": 6,
-    "convert": 7,
-    "data": 7,
-    "analysis": 8,
-    "training": 8,
-    "runs": 9,
-    "reports": 9,
-    "cli": 10,
-    "__main__": 10,
-    "__init__": 10,
-}
+#: From the bottom up. A module may import those of lower layers and of its own; a layer is a file or a folder.
+LAYERS = (
+    ("errors", "text", "arrays", "files", "huge_pages", "options", "keywords", "fresh", "facts"),
+    ("ops", "images"),
+    ("plan", "models", "models_encoders", "checked"),
+    ("tokens", "losses"),
+    ("grid",),
+    ("slimming", "layers", "layers_conv", "layers_pool", "block"),
+    ("methods", "encoder"),
+    ("backbones",),
+    ("build",),
+    ("convert", "data"),
+    ("fuse", "inference"),
+    ("training",),
+    ("runs", "reports"),
+    ("pretrained",),
+    ("cli",),
+    ("__main__", "__init__"),
+)
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 
-def imports(path: Path) -> list[str]:
-    """Names of this package's modules that a file imports at its top level."""
-    found = []
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("slimvit_jax"):
-            rest = node.module.removeprefix("slimvit_jax").removeprefix(".")
-            found += [rest] if rest else [alias.name for alias in node.names]
-        elif isinstance(node, ast.Import):
-            found += [a.name.removeprefix("slimvit_jax.") for a in node.names if a.name.startswith("slimvit_jax.")]
+def modules(package: Path) -> dict[str, Path]:
+    """Every module below `package` by its dotted name: "ops.select", "convert" for a folder's __init__."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_imports_point_one_way(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    own = LAYERS[parts[0]]
-    for name in imports(path):
-        assert LAYERS.get(name.split(".")[0], 0) <= own, f"{path.name} imports slimvit_jax.{name}, which is above it"
-    if parts[0] in ("methods", "backbones"):
-        other = {"methods": "backbones", "backbones": "methods"}[parts[0]]
-        assert not any(name.split(".")[0] == other for name in imports(path))
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """The package's modules that a file imports, wherever in it: in functions and under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] != PACKAGE.name:
+                continue
+            inner = [".".join(parts[1:k]) for k in range(len(parts), 1, -1)]
+            found.add(next((module for module in inner if module in known), "__init__"))
+    return found
+
+
+def faults(package: Path) -> list[str]:
+    """Imports that point upwards, and circles of modules, one line each."""
+    known = modules(package)
+    homeless = {name.split(".")[0] for name in known} - HEIGHT.keys()
+    assert not homeless, f"give these a place in LAYERS: {', '.join(sorted(homeless))}"
+    graph = {name: imports(path, known) - {name} for name, path in known.items()}
+    lines = []
+    for name, targets in graph.items():
+        for target in sorted(targets):
+            # a program's own face: what a function needs of the public names is there when it is called
+            if target == "__init__" and HEIGHT[name.split(".")[0]] >= HEIGHT["cli"]:
+                continue
+            if HEIGHT[target.split(".")[0]] > HEIGHT[name.split(".")[0]]:
+                lines.append(f"{name} imports {target}, which is above it")
+    state: dict[str, int] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        state[name] = 1
+        for target in sorted(graph[name]):
+            # the face imports what it shows; its own programs may import it
+            if target == "__init__":
+                continue
+            if state.get(target) == 1:
+                lines.append("circle: " + " -> ".join([*path[path.index(target) :], target]))
+            elif target not in state:
+                visit(target, (*path, target))
+        state[name] = 2
+
+    for name in graph:
+        if name not in state:
+            visit(name, (name,))
+    return lines
+
+
+def test_imports_point_one_way_and_make_no_circle():
+    assert faults(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "file, line, words",
+    [
+        ("ops/select.py", "from slimvit_jax.cli import common", "ops.select imports cli.common"),
+        ("inference/timing.py", "from slimvit_jax.inference.evaluate import evaluate", "circle: "),
+        ("data/sources.py", "import slimvit_jax.training.step", "data.sources imports training.step"),
+    ],
+)
+def test_an_import_in_a_function_is_seen(file, line, words, tmp_path):
+    copy = tmp_path / PACKAGE.name
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / file).write_text((copy / file).read_text() + f"\n\ndef late():\n    {line}\n")
+    assert any(words in fault for fault in faults(copy))
+
+
+def test_methods_and_backbones_do_not_know_each_other():
+    known = modules(PACKAGE)
+    for name, path in known.items():
+        top = name.split(".")[0]
+        other = {"methods": "backbones", "backbones": "methods"}.get(top)
+        assert not any(target.split(".")[0] == other for target in imports(path, known)), name
 
 
 @pytest.mark.parametrize(

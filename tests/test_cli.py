@@ -49,6 +49,32 @@ def test_every_command_has_help(capsys):
     assert all(command in out for command in COMMANDS)
 
 
+def test_models_by_pattern(capsys):
+    assert main(["models", "deit_*tiny*_224", "--json"]) == 0
+    names = [row["model"] for row in json.loads(capsys.readouterr().out)]
+    assert names == ["deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224"]
+
+
+def test_merging_methods_are_drawn(folder, model, capsys):
+    arguments = [a for a in model if not a.startswith(("--method", "--set=locations"))]
+    out = folder / "merged"
+    words = ["visualize", str(folder / "a.png"), *arguments, "--method=tome", "--set=r=2", "--ignore=life_predictor"]
+    assert main([*words, f"--out={out}"]) == 0, capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["groups.png"]
+
+
+def test_names_are_data(folder, model, capsys):
+    """Markup of rich, mathematics of matplotlib, bytes that are no UTF-8: shown as they are, nothing fatal."""
+    names = ["a$_{b$", "[bold]x[/b]", ":cat:", "two\\nlines"] + [f"c{i}" for i in range(6)]
+    (folder / "odd.txt").write_text("\n".join(names))
+    image = folder / "photo [copy] $x$.png"
+    image.write_bytes((folder / "a.png").read_bytes())
+    words = [str(image), *model, f"--classes={folder / 'odd.txt'}", f"--out={folder / 'odd'}", "--top=10"]
+    assert main(["predict", *words]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "photo [copy] $x$.png" in out and all(name in out for name in names)
+
+
 def test_models_lists_facts(capsys):
     assert main(["models", "deit_small_patch16_224", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -154,6 +180,13 @@ BAD = {
     "stage alone": (["evaluate", "{m}", "--stage=dense", "--data=digits"], "--workdir"),
     "dense picture": (["visualize", "--model=vit", *SET, "--weights={f}/tiny.safetensors"], "drops nothing"),
     "picture format": (["visualize", "{m}", "--format=docx"], "'docx'"),
+    "export nothing": (["export", "", "{m}"], "'' names no file"),
+    "export onto a folder": (["export", "{f}/sub", "{m}"], "is a folder, not a file to write"),
+    "export onto the weights": (["export", "{f}/tiny.safetensors", "{m}"], "would be written over"),
+    "export its text onto itself": (["export", "{f}/x.bin", "{m}", "--mlir={f}/sub/../x.bin"], "--mlir"),
+    "a picture onto its image": (["predict", "{f}/a.png", "{m}", "--out={f}"], "would be written over"),
+    "set a name": (["benchmark", "--model=vit", "--set=name=x"], "--model"),
+    "left-over words": (["models", "deit", "--config.seed=1"], "unrecognized arguments: --config.seed=1"),
     "export folder": (["export", "{f}/none/x.bin", "{m}"], "no folder"),
     "export batch": (["export", "{f}/x.bin", "{m}", "--batch-size=few"], "'few'"),
     "export platform": (["export", "{f}/x.bin", "{m}", "--platforms=abacus"], "'abacus'"),

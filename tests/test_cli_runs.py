@@ -50,7 +50,6 @@ BAD = {
     "option": (["--set=depht=3"], "'depht'"),
     "model too": (["--model=vit"], "--workdir names model and weights"),
     "fresh parameters": (["--method=dynamicvit", "--set=locations=(2, 3)"], "--init-missing=score_predictor"),
-    "another head": (["--set=num_classes=12"], "--init-missing=head"),
     "another size": (["--set=img_size=32"], "--resample-pos-embed"),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import slimvit_jax as slim
-from slimvit_jax.analysis import evaluate as ev
+from slimvit_jax.inference import evaluate as ev
 
 TINY = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=24, depth=3, num_heads=2, num_classes=7)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import slimvit_jax as slim
-from slimvit_jax.analysis.evaluate import Inference
+from slimvit_jax.inference.evaluate import Inference
 
 TINY = dict(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3)
 IMAGES = jnp.zeros((1, 8, 8, 3))

@@ -10,9 +10,9 @@ from golden import random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.__main__ import main
-from slimvit_jax.analysis.evaluate import count_parameters
-from slimvit_jax.analysis.export import export_inference
 from slimvit_jax.convert import rules
+from slimvit_jax.inference.evaluate import count_parameters
+from slimvit_jax.inference.export import export_inference
 
 SMALL = dict(img_size=32, in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=5)
 PYRAMID = dict(img_size=64, in_chans=1, embed_dim=(16, 24), depth=(2, 2), num_heads=(2, 3), key_dim=8, num_classes=5)

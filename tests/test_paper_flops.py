@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 
 import slimvit_jax as slim
-from slimvit_jax.analysis.evaluate import count_parameters
-from slimvit_jax.analysis.paper_rows import SIT_TOLERANCE, count, paper_rows, paper_speedup
-from slimvit_jax.analysis.report_text import paper_tables
+from slimvit_jax.inference.evaluate import count_parameters
+from slimvit_jax.reports.paper_rows import SIT_TOLERANCE, count, paper_rows, paper_speedup
+from slimvit_jax.reports.report_text import paper_tables
 
 ROWS = {f"{row.table}: {row.label}": row for row in paper_rows()}
 STATIC = [name for name, row in ROWS.items() if not row.reason]

@@ -3,14 +3,17 @@
 import json
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 from train_tools import tiny_config
 
 import slimvit_jax as slim
-from slimvit_jax.analysis import report, report_text, visualize
-from slimvit_jax.analysis.report import write_report
+from slimvit_jax.__main__ import main
+from slimvit_jax.cli import train
+from slimvit_jax.reports import patches, report, report_text, style, visualize
+from slimvit_jax.reports.report import write_report
 from slimvit_jax.training import RunResult, build
 
 
@@ -111,6 +114,40 @@ def test_other_methods_have_a_report_too(tmp_path, method, options):
     assert len(facts["rows"]) == 3 and (tmp_path / "report.md").exists()
 
 
+def test_a_run_of_drawn_rates_and_masks_is_told_as_such(tmp_path):
+    config, result = untrained_run(tmp_path)
+    config.method.options.update(hard=True, sampled_rates=(0.9, 0.5))
+    config.eval.keep_rates = (0.5,)
+    facts = report._Measurement(config, result)._facts()
+    assert facts["trained_at"] == {"sampled_rates": [0.9, 0.5]}
+    said = report_text._trained_at(facts["trained_at"])
+    assert said == " at keep rates drawn anew for every image from 0.9, 0.5"
+    assert report_text._trained_at({"keep_rate": 0.7}) == " at keep rate 0.7" and report_text._trained_at({}) == ""
+
+
+def test_a_report_that_fails_leaves_the_run_done(tmp_path, monkeypatch, capsys):
+    """Its numbers stay when a picture fails; the report is written anew from the folder."""
+    config, result = untrained_run(tmp_path)
+    config.eval.keep_rates, config.schedule = (0.5,), tuple(result.variables)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    for name, variables in result.variables.items():
+        slim.save(result.model if "slim" in variables["params"] else result.dense_model, variables,
+                  tmp_path / "weights" / f"{name}.safetensors")  # fmt: skip
+
+    def fails(*args, **kwargs):
+        raise UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(visualize, "draw_accuracy_speed", fails)
+        with train._reported("slimvit train", str(tmp_path)):
+            write_report(tmp_path, config, result, show=False)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"slimvit report --workdir {tmp_path}" in error and "surrogates" in error
+    assert json.loads((tmp_path / "report.json").read_text())["rows"] and not (tmp_path / "report.md").exists()
+    assert main(["report", f"--workdir={tmp_path}"]) == 0
+    assert (tmp_path / "report.md").exists() and (tmp_path / "figures" / "lives.png").exists()
+
+
 def verdict(difference, stderr):
     row = {"name": "0.5", "minus_dense": {"difference": difference, "stderr": stderr}}
     return report_text._verdict([row], 360)
@@ -136,23 +173,45 @@ def test_soft_weight_is_equation_7():
 @pytest.mark.parametrize("shape, grid", [((8, 8, 1), (4, 4)), ((48, 32, 3), (6, 4)), ((200, 200), (50, 50))])
 def test_lives_are_drawn_for_any_image_and_grid(tmp_path, shape, grid):
     rng = np.random.default_rng(0)
-    patches = grid[0] * grid[1]
+    number = grid[0] * grid[1]
     images = [rng.integers(0, 256, shape).astype(np.uint8), rng.random(shape)]
-    kept = [np.stack([rng.permutation(patches)[: patches // 2] for _ in images])]
-    lives = rng.normal(8, 3, (2, patches))
-    path = visualize.draw_lives(tmp_path / "x.png", images, grid=grid, kept=kept, lives=lives, life_range=(4, 12))
+    kept = [np.stack([rng.permutation(number)[: number // 2] for _ in images])]
+    lives = rng.normal(8, 3, (2, number))
+    path = patches.draw_lives(tmp_path / "x.png", images, grid=grid, kept=kept, lives=lives, life_range=(4, 12))
     assert Image.open(path).size[0] > 300
-    visualize.draw_lives(tmp_path / "y.png", images[:1], grid=grid, kept=kept)
+    patches.draw_lives(tmp_path / "y.png", images[:1], grid=grid, kept=kept)
 
 
 def test_veil_is_dark_exactly_where_patches_are_dropped():
-    veil = visualize._veil(np.array([0, 3, -1]), (2, 2))
+    veil = patches._veil(np.array([0, 3, -1]), (2, 2))
     assert (veil[..., 3] > 0.5).tolist() == [[False, True], [True, False]]
+
+
+def test_groups_are_drawn_in_their_mean_colour(tmp_path):
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:, 2:] = 200
+    owner = np.array([[0, 0], [1, 1]]).reshape(-1)
+    mean = patches._mean_colours(patches._as_picture(image), owner, (2, 2))
+    assert np.allclose(mean, 100 / 255)
+    path = patches.draw_groups(tmp_path / "g.png", [image], grid=(2, 2), groups=[owner[None]], titles=["$_{["])
+    assert Image.open(path).size[0] > 300
+
+
+def test_small_scores_are_printed_in_a_unit_that_shows_them():
+    assert patches._unit(np.array([0.0002, 0.0131])) == (1e-3, " (in 1e-3)")
+    assert patches._unit(np.array([0.3, 12.0])) == (1.0, "") and patches._unit(np.zeros(3)) == (1.0, "")
+
+
+def test_captions_fit_their_columns():
+    with matplotlib.rc_context(style.OF_DATA):
+        assert style.fitted("short", 100, 9) == "short"
+        lines = style.fitted("a$_{b$ with a long name " * 5, 100, 9).split("\n")
+    assert len(lines) == 2 and lines[1].endswith("…") and max(map(len, lines)) < 30
 
 
 def test_pictures_of_no_known_kind_are_refused(tmp_path):
     with pytest.raises(slim.SlimError, match="endings"):
         visualize.draw_weight_curves(tmp_path / "x.docx")
     with pytest.raises(slim.SlimError, match=r"\(2, 2, 5\)"):
-        visualize.draw_lives(tmp_path / "x.png", [np.zeros((2, 2, 5))], grid=(2, 2))
+        patches.draw_lives(tmp_path / "x.png", [np.zeros((2, 2, 5))], grid=(2, 2))
     assert not list(tmp_path.iterdir())

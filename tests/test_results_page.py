@@ -20,7 +20,7 @@ PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "coverage.md", ROOT / "RE
 def test_committed_pages_are_of_the_committed_results(page):
     text = page.read_text()
     assert report.filled(text, ROOT / "results") == text
-    others = [(ROOT / "slimvit_jax/analysis/paper_tables.json").read_text()]
+    others = [(ROOT / "slimvit_jax/reports/paper_tables.json").read_text()]
     if page.name == "README.md":
         others += [PAGES[0].read_text(), "3.11", "2.0"]  # Python and a licence
     assert report.unfounded(text, others) == []

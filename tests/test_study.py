@@ -8,7 +8,7 @@ import pytest
 import slimvit_jax as slim
 from benchmarks import photo_cells, study, study_cells
 from slimvit_jax import training
-from slimvit_jax.analysis.evaluate import Inference, evaluate
+from slimvit_jax.inference.evaluate import Inference, evaluate
 from slimvit_jax.training import build
 
 # The fixture is a minute of work: one worker does it, once.

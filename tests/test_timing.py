@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from slimvit_jax.analysis.timing import Timing, describe_machine, interleave, sampler
+from slimvit_jax.inference.timing import Timing, describe_machine, interleave, sampler
 
 
 def test_interleave_takes_turns_and_reverses_them():

@@ -250,7 +250,10 @@ def test_a_workdir_older_than_a_field():
 
 
 def test_a_run_goes_on_in_a_workdir_older_than_a_field(tmp_path):
-    workdir.Workdir(tmp_path, tiny_config()).close()
+    first = workdir.Workdir(tmp_path, tiny_config())
+    first.claim()
+    first.mark_done("dense", {})
+    first.close()
     plain = json.loads((tmp_path / "config.json").read_text())
     del plain["stages"]["dense"]["b2"]
     (tmp_path / "config.json").write_text(json.dumps(plain))

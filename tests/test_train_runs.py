@@ -165,6 +165,39 @@ def test_another_config_is_refused(straight):
         training.run(config, straight.workdir)
 
 
+def test_a_run_that_did_nothing_claims_nothing(tmp_path, capsys):
+    """A missing weights file is noticed first; the option that mends it can be added."""
+    config = tiny_config(2)
+    config.schedule = ("dense",)
+    config.init.path = str(tmp_path / "none.safetensors")
+    with pytest.raises(SlimError, match="none.safetensors"):
+        training.run(config, tmp_path / "run")
+    assert capsys.readouterr().out == "" and not (tmp_path / "run" / "config.json").exists()
+    config.init.path = ""
+    result = training.run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists() and result.metrics["dense"]["examples"] == 360
+    assert [entry["stage_step"] for entry in lines(tmp_path / "run")] == [1, 2]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"architecture": "vit"}')
+    with pytest.raises(SlimError, match="no run's of ours"):
+        training.run(config, tmp_path / "other")
+    assert (tmp_path / "other" / "config.json").read_text() == '{"architecture": "vit"}'
+
+
+def test_a_stage_shorter_than_the_log_interval_shows_progress(capsys):
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from slimvit_jax.training.logs import StageProgress
+
+    logs = SimpleNamespace(console=Console(soft_wrap=True))
+    with StageProgress(logs, "short", 3, 0, seconds=0.0) as progress:
+        for step in (1, 2):
+            progress.update(step)
+    assert capsys.readouterr().out.startswith("short: 1/3")
+
+
 def test_a_second_run_is_refused(tmp_path):
     config = tiny_config()
     from slimvit_jax.training.workdir import Workdir

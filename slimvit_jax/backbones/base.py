@@ -49,6 +49,7 @@ class Backbone(Checked, kw_only=True):
       distilled: a second head, for the labels of another network; logits are the mean of both heads.
       preprocess: how the images of its weights are prepared; `create_model` sets the named model's, and
         `transform_for` fits it to the model's size and channels.
+      class_names: one per class, where they are known; () where not. Set by `from_pretrained` and for models of runs.
       dtype: compute type, "float32" or "bfloat16"; parameters, norms and softmax stay float32.
     """
 
@@ -61,6 +62,7 @@ class Backbone(Checked, kw_only=True):
     distilled: bool = False
     dtype: DType = "float32"
     preprocess: Preprocess = UNNAMED
+    class_names: tuple[str, ...] = ()
 
     def check_all(self) -> None:
         """Checks the options together, and binds the method to what they make: a clone of another size has its own."""

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     import jax.numpy as jnp
 
     from slimvit_jax import Slimming, create_model, flops
-    from slimvit_jax.analysis.evaluate import measure_speed
+    from slimvit_jax.inference.evaluate import measure_speed
 
     options = common.method_options(args)
     method = options.pop("method", "life_regression")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,13 @@ def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 64) -
     data.add_argument("--data", metavar="NAME", help="digits, fashion_mnist, folder, or a TFDS name")
     data.add_argument("--split", metavar="NAME", help="default: the run's, else test")
     data.add_argument("--data-dir", metavar="DIR", help="where the files are; DIR/SPLIT/CLASS/* for folder")
+    data.add_argument(
+        "--data-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the data, such as allow_missing_classes=true; may be repeated",
+    )
     data.add_argument("--batch-size", type=positive, default=batch_size, metavar="B")
     add_preprocess_arguments(parser)
 
@@ -241,10 +249,11 @@ def open_source(args: argparse.Namespace, target: Target) -> Source:
     """The labelled images: --data, or the run's evaluation set."""
     from slimvit_jax import data
 
+    given = parse_options(args.data_option)
     if args.data is not None:
-        source = data.open_source(args.data, args.split or "test", args.data_dir)
+        source = data.open_source(args.data, args.split or "test", args.data_dir, **given)
     elif target.run is not None:
-        source = target.run.source(args.split, args.data_dir)
+        source = target.run.source(args.split, args.data_dir, **given)
     else:
         raise SlimError("--data NAME is missing: digits, fashion_mnist, folder, or a TFDS name")
     if target.model.num_classes and source.num_classes != target.model.num_classes:
@@ -270,6 +279,26 @@ def read_images(files: list[str], preprocess: Preprocess) -> np.ndarray:
     import numpy as np
 
     return np.stack([preprocess.pixels(file) for file in files])
+
+
+def not_over(path: Path, inputs: Iterable[str | Path | None]) -> Path:
+    """`path`, where nothing that is read lies; a SlimError if one of the inputs does, or a folder."""
+    if path.is_dir():
+        raise SlimError(f"{str(path)!r} is a folder, not a file to write")
+    for read in inputs:
+        if read and path.exists() and os.path.exists(read) and os.path.samefile(path, read):
+            raise SlimError(f"{str(path)!r} would be written over {str(read)!r}, which is read; choose another place")
+    return path
+
+
+def writable_file(text: str, inputs: Iterable[str | Path | None] = ()) -> Path:
+    """The file to write; a SlimError for no name, a folder, a folder that is not there, or one of the inputs."""
+    path = Path(text)
+    if not path.name or text.endswith(os.sep):
+        raise SlimError(f"{text!r} names no file to write")
+    if not path.parent.is_dir():
+        raise SlimError(f"no folder {str(path.parent)!r} to write {path.name!r} to")
+    return not_over(path, inputs)
 
 
 def writable_folder(path: str) -> Path:

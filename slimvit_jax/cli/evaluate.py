@@ -45,14 +45,15 @@ def run(args: argparse.Namespace) -> int:
     source = common.open_source(args, first)
 
     from slimvit_jax import flops
-    from slimvit_jax.analysis.evaluate import evaluate
     from slimvit_jax.data import eval_batches
+    from slimvit_jax.inference.evaluate import evaluate
 
     variables = first.load()
     rows = []
     for target in targets:
-        batches = eval_batches(source, preprocess=target.preprocess, batch_size=args.batch_size, limit=args.limit)
         total = min(len(source), args.limit or len(source))
+        size = min(args.batch_size, total)
+        batches = eval_batches(source, preprocess=target.preprocess, batch_size=size, limit=args.limit)
         with tables.progress(f"{target.title} {_budget(target.model)}".strip(), total) as advance:
             result = evaluate(target.model, variables, batches, progress=advance)
         rows.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 from typing import Any
 
 from slimvit_jax.cli import common
@@ -32,20 +32,21 @@ def run(args: argparse.Namespace) -> int:
     """Writes the file and says what is in it."""
     batch = _batch(args.batch_size)
     platforms = [_platform(name) for name in args.platforms.split(",")]
-    file = Path(args.file)
-    if not file.parent.is_dir():
-        raise SlimError(f"no folder {str(file.parent)!r} to write {file.name!r} to")
+    file = common.writable_file(args.file, [args.weights])
+    text = None if args.mlir is None else common.writable_file(args.mlir, [args.weights, args.file])
+    if text is not None and os.path.realpath(text) == os.path.realpath(file):
+        raise SlimError(f"--mlir {args.mlir} is the file of the artifact itself; choose another name")
     target = common.open_target(args)
     variables = target.load()
 
-    from slimvit_jax.analysis.export import export_inference
     from slimvit_jax.files import atomic_path, write_text
+    from slimvit_jax.inference.export import export_inference
 
     exported = export_inference(target.model, variables, batch, platforms)
     with atomic_path(file) as temporary:
         temporary.write_bytes(exported.serialize())
-    if args.mlir:
-        write_text(args.mlir, exported.mlir_module())
+    if text is not None:
+        write_text(text, exported.mlir_module())
     prepare = target.preprocess
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {exported.in_avals[0]} -> {exported.out_avals[0]}")
     print(f"images: pixels / 255, then (x - {list(prepare.mean)}) / {list(prepare.std)}, NHWC")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 from typing import Any
 
@@ -16,7 +17,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="list the models",
         description="Lists the named models, dense or with a method: parameters, multiply-adds, preprocessing.",
     )
-    parser.add_argument("pattern", nargs="?", default="", help="only names that contain this")
+    parser.add_argument("pattern", nargs="?", default="", help="only names that contain this, or match it: 'deit*'")
     common.add_method_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from slimvit_jax.models import NAMED
     from slimvit_jax.reports import tables
 
-    names = [name for name in sorted(NAMED) if args.pattern in name]
+    wild = any(character in args.pattern for character in "*?[")
+    names = [n for n in sorted(NAMED) if (fnmatch.fnmatchcase(n, args.pattern) if wild else args.pattern in n)]
     if not names:
         raise unknown("model", args.pattern, NAMED)
     rows, refused = [], None
@@ -67,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from slimvit_jax import create_model, flops, transform_for
-    from slimvit_jax.analysis.evaluate import count_parameters
     from slimvit_jax.cli import common
+    from slimvit_jax.inference.evaluate import count_parameters
 
     model = create_model(name, **common.method_options(args))
     preprocess = transform_for(model)

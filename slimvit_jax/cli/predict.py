@@ -45,15 +45,17 @@ def run(args: argparse.Namespace) -> int:
     names = common.class_names(args, target)
     variables = target.load()
     folder = None if args.no_pictures else common.writable_folder(args.out)
+    pictures = (
+        [] if folder is None else [common.not_over(folder / f"{n}.png", args.images) for n in _names(args.images)]
+    )
 
     import numpy as np
 
-    from slimvit_jax.analysis.evaluate import Inference, probabilities
-    from slimvit_jax.analysis.pictures import picture_lives
+    from slimvit_jax.inference.evaluate import Inference, probabilities
+    from slimvit_jax.reports.pictures import picture_lives
 
     inference = Inference(model, variables)
     rows = []
-    pictures = _names(args.images)
     for place, file in enumerate(args.images):
         # one by one, so that any number of files needs one compilation and the memory of one image
         outputs = inference(target.preprocess.normalise(pixels[place : place + 1]))
@@ -64,9 +66,8 @@ def run(args: argparse.Namespace) -> int:
         row: dict[str, Any] = {"image": file, "top": top, "picture": None}
         if folder is not None and outputs.kept:
             caption = f"{Path(file).name}: {top[0]['name']}, {100 * top[0]['probability']:.0f} %"
-            path = folder / f"{pictures[place]}.png"
-            picture_lives(path, model, outputs, pixels[place : place + 1], [caption])
-            row["picture"] = str(path)
+            picture_lives(pictures[place], model, outputs, pixels[place : place + 1], [caption])
+            row["picture"] = str(pictures[place])
         rows.append(row)
     if args.json:
         print(json.dumps(rows, indent=2))

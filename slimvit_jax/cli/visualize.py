@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from slimvit_jax.cli import common
@@ -14,8 +15,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "visualize",
         help="draw weight curves, lives and what is kept",
-        description="Draws lives.EXT (images, lives of their patches, what is kept after each drop) and, for life "
-        "regression, weights.EXT (the weight curves, and the mean weight of these patches layer by layer).",
+        description="Draws lives.EXT (images, lives of their patches or other scores, what is kept after each drop); "
+        "for life regression, weights.EXT (the weight curves, and the mean weight of these patches layer by layer); "
+        "for methods that merge, groups.EXT (which patches became one token).",
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; none: the first ones of the data")
     common.add_model_arguments(parser)
@@ -32,16 +34,16 @@ def run(args: argparse.Namespace) -> int:
     """Writes the pictures and prints their paths."""
     import numpy as np
 
-    from slimvit_jax.analysis import pictures
-    from slimvit_jax.analysis.evaluate import Inference
-    from slimvit_jax.analysis.visualize import DRAWN_FORMATS
     from slimvit_jax.data import samples
+    from slimvit_jax.inference.evaluate import Inference
+    from slimvit_jax.reports import pictures, tables
+    from slimvit_jax.reports.style import DRAWN_FORMATS
 
     if args.format not in DRAWN_FORMATS:
         raise unknown("picture format", args.format, DRAWN_FORMATS)
     target = common.open_target(args)
     model, prepare = target.model, target.preprocess
-    life = model.slim.method == "life_regression"
+    life = model.slim.predicts_lives
     if not life and model.slim.plan == type(model.slim.plan).full(model.geometry.num_patches, model.geometry.depth):
         raise SlimError(f"method {model.slim.method!r} drops nothing, so there is nothing to draw; give --method NAME")
     names = common.class_names(args, target)
@@ -57,18 +59,21 @@ def run(args: argparse.Namespace) -> int:
         titles = [names[record["label"]] for record in records]
     variables = target.load()
     folder = common.writable_folder(args.out)
-    outputs = Inference(model, variables)(prepare.normalise(pixels))
+    place = lambda kind: common.not_over(folder / f"{kind}.{args.format}", args.images)
+    images = prepare.normalise(pixels)
+    outputs = Inference(model, variables)(images)
     if model.num_classes:
         guesses = np.asarray(outputs.logits).argmax(1)
         titles = [f"{title} → {names[c] if names else c}" for title, c in zip(titles, guesses, strict=True)]
-    written = []
+    written: list[Path | None] = []
     if outputs.kept or outputs.scores is not None:
-        written.append(pictures.picture_lives(folder / f"lives.{args.format}", model, outputs, pixels, titles))
+        written.append(pictures.picture_lives(place("lives"), model, outputs, pixels, titles))
     if life:
-        path = folder / f"weights.{args.format}"
-        written.append(pictures.picture_weights(path, model, np.asarray(outputs.scores)))
-    if not written:
-        raise SlimError(f"method {model.slim.method!r} merges patches and has no scores to draw")
-    for path in written:
-        print(path)
+        written.append(pictures.picture_weights(place("weights"), model, np.asarray(outputs.scores)))
+    if model.slim.merges:
+        written.append(pictures.picture_groups(place("groups"), model, variables, images, pixels, titles))
+    if not any(written):
+        raise SlimError(f"method {model.slim.method!r} tells nothing that can be drawn")
+    for path in filter(None, written):
+        tables.show(str(path))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.convert import directory, formats, hub, layouts, rules
 from slimvit_jax.convert.statedict import from_torch, to_torch
 from slimvit_jax.errors import SlimError, unknown
-from slimvit_jax.keywords import checked
+from slimvit_jax.keywords import checked, keywords_of
+from slimvit_jax.text import option
 
 DIRECTORY = ("", ".orbax")
 
@@ -45,12 +45,7 @@ def load(model: Backbone, path: str | os.PathLike[str], **options: Any) -> dict[
 
 def split_load_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords that are meant for `load`, and the others: for callers that take those of `create_model` beside them."""
-    names = {
-        name
-        for function in (load, from_torch)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    names = keywords_of(from_torch)
     chosen = {name: value for name, value in options.items() if name in names}
     return chosen, {name: value for name, value in options.items() if name not in names}
 
@@ -121,7 +116,7 @@ def writable(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
             what = f"holds {foreign[0]!r}, which save did not write" if foreign else "save did not write it"
             raise SlimError(f"{path}: is a directory and {what}; it is not replaced: choose another name")
     if not overwrite:
-        raise SlimError(f"{path}: exists; overwrite=True replaces it")
+        raise SlimError(f"{path}: exists; {option('weights', 'overwrite', True)} replaces it")
     return path
 
 

@@ -17,7 +17,7 @@ from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.fresh import note
 from slimvit_jax.keywords import checked
 from slimvit_jax.options import Count
-from slimvit_jax.text import weights_option
+from slimvit_jax.text import option
 
 SHOWN = 5  # names per kind of problem in an error message
 
@@ -84,7 +84,8 @@ def from_torch(
     for name, value in state_dict.items():
         if not layouts.is_array(value):
             raise SlimError(
-                f"state dict: {name} is a {type(value).__name__}, not an array; ignore={(name,)} leaves it out"
+                f"state dict: {name} is a {type(value).__name__}, not an array;"
+                f" {option('weights', 'ignore', (name,))} leaves it out"
             )
     unread = everything.keys() - want.keys()
     counters = set(rules.counters(everything))
@@ -220,7 +221,7 @@ def _report(
     if unexpected:
         parts.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
         if not missing and not misfits:
-            notes.append(f"{weights_option('ignore', _tops(unexpected))} leaves them out")
+            notes.append(f"{option('weights', 'ignore', _tops(unexpected))} leaves them out")
     if misfits:
         shapes = [f"{name} is {tuple(given[name].shape)}, the model has {want[name].torch_shape}" for name in misfits]
         parts.append(f"{len(misfits)} of another shape ({_some(shapes)})")
@@ -228,9 +229,9 @@ def _report(
         if heads:
             fresh += heads
         if "pos_embed" in misfits:
-            notes.append(f"{weights_option('resample_pos_embed', True)} resamples the position embedding")
+            notes.append(f"{option('weights', 'resample_pos_embed', True)} resamples the position embedding")
     if fresh:
-        notes.append(f"{weights_option('init_missing', _tops(fresh))} initialises {', '.join(_tops(fresh))} anew")
+        notes.append(f"{option('weights', 'init_missing', _tops(fresh))} initialises {', '.join(_tops(fresh))} anew")
     line = f"{what} does not fit the model: {'; '.join(parts)}".replace("variables does", "variables do")
     theirs = describe.facts({name: tuple(value.shape) for name, value in given.items()})
     ours = describe.facts({name: leaf.torch_shape for name, leaf in want.items()})

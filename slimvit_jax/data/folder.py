@@ -9,6 +9,7 @@ import numpy as np
 
 from slimvit_jax.data.source import SPLIT_SYNONYMS, Record, Source, pick_split
 from slimvit_jax.errors import SlimError
+from slimvit_jax.text import option
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 SPLITS = {"train", *SPLIT_SYNONYMS, *(name for names in SPLIT_SYNONYMS.values() for name in names)}
@@ -140,7 +141,9 @@ def _list_folder(name: str, split: str, root: Path, allow_missing_classes: bool)
         fault = (
             f"lacks classes of train/: {_some(missing)}" if missing else f"has classes without images: {_some(empty)}"
         )
-        raise SlimError(f"image folder {str(directory)!r} {fault}; allow_missing_classes=True accepts that")
+        raise SlimError(
+            f"image folder {str(directory)!r} {fault}; {option('data', 'allow_missing_classes', True)} accepts that"
+        )
     return FolderSource(name, split, directory, files, classes)
 
 

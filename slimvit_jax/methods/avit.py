@@ -105,6 +105,7 @@ class AViT(Slimming, kw_only=True):
     """
 
     method = "avit"
+    score_name = "layers computed"
     facts = Facts(
         source="Yin et al. 2022, NVlabs/A-ViT",
         cost="(P + n) D per layer",

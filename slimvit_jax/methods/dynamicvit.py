@@ -89,6 +89,7 @@ class DynamicViT(Dropping, Located, kw_only=True):
     """
 
     method = "dynamicvit"
+    score_name = "log probability of keeping"
     facts = Facts(
         source="Rao et al. 2021, raoyongming/DynamicViT",
         cost="n (3/2 D² + D²/8 + D/2) per location",

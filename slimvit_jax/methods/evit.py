@@ -46,6 +46,7 @@ class EViT(Dropping, Located, kw_only=True):
     """
 
     method = "evit"
+    score_name = "class attention"
     facts = Facts(
         source="Liang et al. 2022, youweiliang/evit",
         cost="(P + n) D per location, (n - kept) D for the fusion",

@@ -61,6 +61,7 @@ class Evo(Located, kw_only=True):
     """
 
     method = "evo"
+    score_name = "class attention"
     facts = Facts(
         source="Xu et al. 2022, YifanXu74/Evo-ViT",
         cost="(P + n) D per class row, (N - n) D per stage",

@@ -132,6 +132,7 @@ class IARED2(Dropping, kw_only=True):
     """
 
     method = "ia_red2"
+    score_name = "probability of keeping"
     facts = Facts(
         source="Pan et al. 2021",
         cost="2 D² + n H D per location",

@@ -12,6 +12,7 @@ from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count
 from slimvit_jax.slimming import Probe
+from slimvit_jax.text import option
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -63,7 +64,7 @@ class KMedoids(Clustering, kw_only=True):
         if self.locations[0] == 1 and not self.equal_weight:
             raise SlimError(
                 f"locations={self.locations}: tokens are weighed by the attention of the layer before, and layer 1 has"
-                " none; begin at 2 or later, or set equal_weight=True"
+                f" none; begin at 2 or later, or give {option('method', 'equal_weight', True)}"
             )
 
     def _drops_before(self, layer: int) -> bool:

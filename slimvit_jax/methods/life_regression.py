@@ -104,6 +104,8 @@ class LifeRegression(Dropping, Located, kw_only=True):
         where="after",
     )
     in_place_of_keep_rate = ("budgets",)
+    score_name = "life"
+    predicts_lives = True
     where = "after"
     of = "left"
     trains_on_all = True
@@ -176,6 +178,17 @@ class LifeRegression(Dropping, Located, kw_only=True):
         if self.lives != "learned":
             cost += n * n * dim + (self.bound.prefix_tokens + n) * dim
         return self.with_squeeze_flops({self.base: cost})
+
+    def paper_flops(self) -> dict[int, int]:
+        return {self.base: 2 * self.bound.num_patches * self.bound.dim**2}  # two full projections
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        return float(self.base), float(self.bound.depth)
+
+    @property
+    def trained_rates(self) -> tuple[float, ...]:
+        return tuple(self.sampled_rates)
 
     def setup(self) -> None:
         if self.lives != "coverage":

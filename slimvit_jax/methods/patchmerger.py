@@ -60,6 +60,7 @@ class PatchMerger(Clustering, kw_only=True):
     """
 
     method = "patchmerger"
+    any_budget = False
     facts = Facts(
         source="Renggli et al. 2022, JoakimHaurum/TokenReduction",
         cost="2 m n D per location",

@@ -33,6 +33,7 @@ class Random(Dropping, Located, kw_only=True):
     """
 
     method = "random"
+    score_name = "random number"
     facts = Facts(source="a baseline", cost="nothing", training_free=True, where="after")
     where = "after"
     of = "left"

@@ -75,6 +75,7 @@ class Sinkhorn(Clustering, kw_only=True):
     """
 
     method = "sinkhorn"
+    any_budget = False
     facts = Facts(
         source="Haurum et al. 2023, JoakimHaurum/TokenReduction",
         cost="2 m n D per location",

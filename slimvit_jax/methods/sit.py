@@ -128,6 +128,8 @@ class SiT(Located, kw_only=True):
     """
 
     method = "sit"
+    any_budget = False
+    score_name = "share in the last tokens"
     facts = Facts(
         source="Zong et al. 2022, Sense-X/SiT",
         cost="n (D²/2 + m D/2 + m D) per location",

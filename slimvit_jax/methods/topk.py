@@ -36,6 +36,7 @@ class TopK(Dropping, Located, kw_only=True):
     """
 
     method = "topk"
+    score_name = "class attention"
     facts = Facts(
         source="Haurum et al. 2023, JoakimHaurum/TokenReduction", cost="(P + n) D per location", training_free=True
     )

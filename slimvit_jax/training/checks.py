@@ -12,7 +12,7 @@ from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.keywords import keywords_of
 from slimvit_jax.options import ANYTHING, Kind, NotNegative, kind_of
 
-TRAINABLE = ("all", "backbone", "method")
+TRAINABLE = ("all", "backbone", "method", "head")
 
 
 def kind_in_group(config: Any, group: str, key: str) -> Kind:

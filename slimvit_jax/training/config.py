@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.models import check_weights_of
 from slimvit_jax.training import checks, fields
 
 #: Fields that hold keywords for somebody else.
@@ -56,6 +57,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     """
     _check_group(config, reference(config), "")
     _check_free(config, config, "")
+    for group, model in (("init", config.model.name), ("labeller", config.labeller.name)):
+        check_weights_of(model, config[group].path, f"config.{group}.path")
     checks.check_values(config)
     return config
 

@@ -15,7 +15,7 @@ _NO_DECAY = (r".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed|poss
 #: One stage of training: who learns, for how long, how fast, by which losses.
 STAGE: dict[str, Any] = {
     "slimmed": True,  # False: the dense model, without the method
-    # "all", "backbone", "method", or regular expressions over parameter paths
+    # "all", "backbone", "method", "head" (the classifier alone), or regular expressions over parameter paths
     "trainable": ("all", str | tuple[str, ...]),
     "epochs": (1.0, NotNegative),
     "steps": (0, Natural),  # > 0: instead of epochs

@@ -15,8 +15,9 @@ from slimvit_jax.options import Text
 from slimvit_jax.training import checks, fields
 from slimvit_jax.training.config import is_free, reference, unknown_field, validate
 
-#: Where configs are looked for by name: under the current folder, and beside the package in a source tree.
-FOLDERS = (Path("configs"), Path(__file__).parents[2] / "configs")
+#: Where configs are looked for by name: under the current folder, beside the package in a source tree, and in it where
+#: it is installed.
+FOLDERS = (Path("configs"), Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
 
 
 def find_config(path: str | Path) -> Path:

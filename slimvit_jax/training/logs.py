@@ -27,8 +27,10 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from slimvit_jax.files import write_text
+from slimvit_jax.text import printable
 
 
 class Logs:
@@ -75,14 +77,14 @@ class Logs:
         except OSError as error:  # a full disk must not end the training
             self._file = None
             if not self._complained:
-                self.console.print(f"metrics cannot be written to {self._path}: {error.strerror}", markup=False)
+                self.console.print(Text(printable(f"metrics cannot be written to {self._path}: {error.strerror}")))
             self._complained = True
 
     def event(self, name: str, text: str, step: int = 0, **facts: Any) -> None:
         """An event, also said on the console."""
         self.write("event", step, name=name, text=text, **facts)
         if text:
-            self.console.print(text, markup=False)
+            self.console.print(Text(printable(text)))
 
     def _board(self, step: int) -> Any:
         if self._writer is None:
@@ -129,6 +131,7 @@ class StageProgress:
     def __init__(self, logs: Logs, stage: str, steps: int, done: int, seconds: float = 10.0) -> None:
         self._console, self._stage, self._steps, self._every = logs.console, stage, steps, seconds
         self._live = self._console.is_terminal and not self._console.quiet
+        self._text = ""  # the numbers of the last log line
         self._began, self._first, self._said = time.perf_counter(), done, time.perf_counter()
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
@@ -155,10 +158,11 @@ class StageProgress:
             self._bar.update(self._task, completed=done, **fields)
             return
         now = time.perf_counter()
-        if text and (now - self._said > self._every or done == self._steps):
+        self._text = text or self._text
+        if now - self._said > self._every or (text and done == self._steps):
             rate = (done - self._first) / max(now - self._began, 1e-9)
             left = (self._steps - done) / max(rate, 1e-9)
-            self._console.print(f"{self._stage}: {done}/{self._steps}  {text}  {left:.0f} s left", markup=False)
+            self._console.print(Text(f"{self._stage}: {done}/{self._steps}  {self._text}  {left:.0f} s left"))
             self._said = now
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import jax
 import numpy as np
 
 from slimvit_jax import data
-from slimvit_jax.analysis.evaluate import Inference, evaluate
 from slimvit_jax.errors import SlimError
+from slimvit_jax.inference.evaluate import Inference, evaluate
 from slimvit_jax.training import build, step
 from slimvit_jax.training.checkpoint import Checkpoints
 from slimvit_jax.training.devices import batch_sharding, state_shardings, to_host
@@ -82,6 +83,7 @@ class Run:
     interrupt: Interrupt
     source: data.Source
     eval_source: data.Source
+    claim: Callable[[], None] = lambda: None  # called before anything is saved
 
 
 @dataclasses.dataclass
@@ -109,6 +111,7 @@ class StageRun:
         self._inference: Inference | None = None
         self._began, self._seconds = time.perf_counter(), 0.0
         self._restart_clock(0)
+        self._log_steps = min(run.config.log.every_steps, max(1, stage.steps // 4))  # a short stage shows progress too
         self._rows: list[np.ndarray] = []
         self._first, self._tracing = True, False
 
@@ -210,7 +213,7 @@ class StageRun:
                 self.run.logs.event("memory", "", self.offset + number, stage=self.stage.name, **memory_use())
                 self._first = False
             self._rows.append(row)
-            if number % self.run.config.log.every_steps == 0 or number == self.stage.steps:
+            if number % self._log_steps == 0 or number == self.stage.steps:
                 self._log(number, batches)
 
     def _log(self, number: int, batches: Any) -> None:
@@ -249,6 +252,7 @@ class StageRun:
             "seconds": self._elapsed(),
             "data": batches.get_state(),
         }
+        self.run.claim()
         self.run.checkpoints.save(self.offset + number, state, meta, wait)
 
     def _evaluate(self, state: Any, number: int) -> dict[str, float]:

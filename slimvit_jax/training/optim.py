@@ -37,7 +37,8 @@ def select(params: Params, trainable: str | Iterable[str]) -> tuple[dict[str, An
 
     Args:
       params: the whole tree.
-      trainable: "all", "backbone", "method", or regular expressions of which one must match a whole path.
+      trainable: "all", "backbone", "method", "head" (the classifiers alone), or regular expressions of which one must
+        match a whole path.
 
     Returns:
       (learning, frozen), two trees without common leaves.
@@ -49,7 +50,13 @@ def select(params: Params, trainable: str | Iterable[str]) -> tuple[dict[str, An
     if isinstance(trainable, str):
         if trainable not in TRAINABLE:
             raise unknown("value of trainable", trainable, TRAINABLE)
-        rule = {"all": lambda p: True, "method": is_method, "backbone": lambda p: not is_method(p)}[trainable]
+        rules: dict[str, Callable[[str], bool]] = {
+            "all": lambda path: True,
+            "method": is_method,
+            "backbone": lambda path: not is_method(path),
+            "head": lambda path: re.match(r"head(_\w+)?/", path) is not None,
+        }
+        rule = rules[trainable]
         chosen = {path for path in leaves if rule(path)}
     else:
         chosen = set()

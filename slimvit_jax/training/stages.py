@@ -75,7 +75,7 @@ def run(config: Any, workdir: str | Path, labeller: Any = None) -> RunResult:
         folder.describe(source, eval_source)
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint.keep, logs.event)
         with Interrupt() as interrupt:
-            shared = Run(config, folder.path, mesh, logs, checkpoints, interrupt, source, eval_source)
+            shared = Run(config, folder.path, mesh, logs, checkpoints, interrupt, source, eval_source, folder.claim)
             return _run_stages(shared, folder, stages)
     finally:
         if checkpoints is not None:
@@ -89,6 +89,8 @@ def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResu
     dense = build.build_model(config, slimmed=False)
     model = build.build_model(config, slimmed=stages[-1].config.slimmed)
     result = RunResult(config, folder.path, model, dense, {}, {}, {}, bool(folder.done()))
+    # weights that are missing or do not fit are noticed before anything is announced
+    first = [] if folder.claimed else [_start(config, stages[0], stages, result)]
     devices = f"{jax.device_count()} {jax.default_backend()} device" + ("s" if jax.device_count() > 1 else "")
     text = f"{config.name}: {len(run.source)} training images, {len(run.eval_source)} held out, {devices}"
     run.logs.event("start", text, done=list(folder.done()))
@@ -98,7 +100,9 @@ def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResu
         if outcome is None:
             text = f"stage {stage.name}: {stage.steps} steps, learns {stage.config.trainable}"
             run.logs.event("stage_start", text, offset, stage=stage.name, steps=stage.steps)
-            outcome = StageRun(run, stage, offset).train(lambda stage=stage: _start(config, stage, stages, result))
+            start = lambda stage=stage: first.pop() if first else _start(config, stage, stages, result)
+            outcome = StageRun(run, stage, offset).train(start)
+            folder.claim()
             if jax.process_index() == 0:
                 convert.save(stage.model, outcome.variables, folder.weights(stage.name), overwrite=True)
             facts = {"steps": outcome.steps, "seconds": outcome.seconds, "metrics": outcome.metrics}

@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time, one config, and a record of what is done.
 
-config.json       the resolved config            environment.json   versions, devices, git state, command
+config.json       the resolved config, written with the first checkpoint
+environment.json  versions, devices, git state, command
 lock              held while a run is going      stages.json        done stages: steps, seconds, metrics
 data.json         class names, images per split   weights/STAGE.safetensors
 checkpoints/STEP/  corrupt/STEP/
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 
 from slimvit_jax.errors import SlimError
-from slimvit_jax.files import write_json
+from slimvit_jax.files import read_json, write_json
 from slimvit_jax.training import config as configs
 
 
@@ -32,6 +33,7 @@ class Workdir:
     def __init__(self, path: str | Path, config: Any) -> None:
         self.path = Path(path).absolute()
         self.first_process = jax.process_index() == 0
+        self._config: dict[str, Any] | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock() if self.first_process else None
@@ -58,16 +60,32 @@ class Workdir:
         return handle
 
     def _check_config(self, config: Any) -> None:
-        plain = json.loads(json.dumps(config.to_dict()))
+        self._config = json.loads(json.dumps(config.to_dict()))
         file = self.path / "config.json"
-        if file.exists():
+        if not file.exists():
+            return
+        try:
             before = configs.from_dict(read_json(file))  # with defaults for fields that are newer than it
-            changed = configs.differences(configs.flatten(before), configs.flatten(plain))
-            if changed:
-                shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
-                raise SlimError(f"workdir {str(self.path)!r} belongs to another config: {shown}")
-        if self.first_process:
-            write_json(file, plain)
+        except SlimError as error:
+            raise SlimError(f"workdir {str(self.path)!r} has a config.json that is no run's of ours: {error}") from None
+        changed = configs.differences(configs.flatten(before), configs.flatten(self._config))
+        if changed and self.claimed:
+            shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
+            advice = "take back what differs, or give another workdir"
+            raise SlimError(f"{advice}: {str(self.path)!r} belongs to another config: {shown}")
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is a checkpoint or a stage that is done: what only this run's config can go on from."""
+        saved = self.path / "checkpoints"
+        numbered = saved.is_dir() and any(entry.name.isdigit() for entry in saved.iterdir())
+        return numbered or (self.path / "stages.json").exists()
+
+    def claim(self) -> None:
+        """Writes config.json, which binds the folder to it: called with the first checkpoint, no sooner."""
+        if self.first_process and self._config is not None:
+            write_json(self.path / "config.json", self._config)
+            self._config = None
 
     def describe(self, train: Any, held_out: Any) -> None:
         """Writes environment.json and data.json, of the two sources."""
@@ -95,14 +113,6 @@ class Workdir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def read_json(file: Path) -> Any:
-    """The content; a SlimError for what is not JSON."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SlimError(f"{file}: cannot be read: {error}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slimvit_jax import fresh
-from slimvit_jax.analysis import timing
 from slimvit_jax.convert import rules
 from slimvit_jax.errors import SlimError
+from slimvit_jax.inference import timing
 
 Variables = Any
 Lives = Callable[[int, int], np.ndarray]

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from slimvit_jax.analysis import pictures, report_text, visualize
-from slimvit_jax.analysis.evaluate import (
+from slimvit_jax.data import samples
+from slimvit_jax.files import write_json, write_text
+from slimvit_jax.inference.evaluate import (
     EvalResult,
     Inference,
     Speed,
@@ -26,9 +27,8 @@ from slimvit_jax.analysis.evaluate import (
     paired_difference,
     random_lives,
 )
-from slimvit_jax.analysis.flops import flops
-from slimvit_jax.data import samples
-from slimvit_jax.files import write_json, write_text
+from slimvit_jax.inference.flops import flops
+from slimvit_jax.reports import pictures, report_text, visualize
 
 _ROUNDS = 15
 
@@ -50,11 +50,9 @@ def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = 
     measured = _Measurement(config, result)
     facts = measured.run()
     if jax.process_index() == 0:
-        figures = {
-            kind: path.relative_to(workdir).as_posix()
-            for kind, path in measured.draw(workdir / "figures", facts).items()
-        }
-        facts["figures"] = figures
+        write_json(workdir / "report.json", facts)  # the numbers are there whatever becomes of the pictures
+        drawn = measured.draw(workdir / "figures", facts)
+        facts["figures"] = {kind: path.relative_to(workdir).as_posix() for kind, path in drawn.items()}
         facts["seconds_of_report"] = round(time.perf_counter() - began, 1)
         write_json(workdir / "report.json", facts)
         write_text(workdir / "report.md", report_text.markdown(facts))
@@ -101,10 +99,9 @@ class _Measurement:
         from slimvit_jax.methods import METHODS
         from slimvit_jax.training import build
 
-        name = self.config.method.name
-        if "keep_rate" not in METHODS[name].__dataclass_fields__:
-            return {name: self.result.model}
-        last = self.slimmed_stages[-1]
+        name, last = self.config.method.name, self.slimmed_stages[-1]
+        if "keep_rate" not in METHODS[name].__dataclass_fields__ or not METHODS[name].any_budget:
+            return {name: build.build_model(self.config, stage=last)}
         return {
             f"{rate:g}": build.build_model(self.config, stage=last, keep_rate=rate)
             for rate in self.config.eval.keep_rates
@@ -113,7 +110,7 @@ class _Measurement:
     # Numbers -------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        seeds = int(self.config.report.seeds) if self.config.method.name == "life_regression" else 0
+        seeds = int(self.config.report.seeds) if self.result.model.slim.predicts_lives else 0
         passes = 2 + len(self.budgets) * (len(self.slimmed_stages) + 2 * seeds)
         with _passes(passes) as done:
             evaluated = self._evaluator(done)
@@ -192,11 +189,12 @@ class _Measurement:
             "name": config.name,
             "model": config.model.name,
             "method": config.method.name or "dense",
+            "predicts_lives": trained.slim.predicts_lives,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.dense.variables["params"])),
             "depth": model.geometry.depth,
             "patches": model.geometry.num_patches,
             "data": {"name": self.source.name, "split": self.source.split, "images": len(self.source)},
-            "trained_at": getattr(trained.slim, "keep_rate", None),
+            "trained_at": _trained_at(trained.slim),
             "locations": list(getattr(model.slim, "locations", ())),
             "seconds": {stage: round(s, 1) for stage, s in self.result.seconds.items()},
             "batch_size": int(config.report.batch_size),
@@ -215,7 +213,7 @@ class _Measurement:
             return {}
         rows = facts["rows"]
         slimmed = [row for row in rows if row["name"] in self.budgets]
-        life = facts["method"] == "life_regression"
+        life = facts["predicts_lives"]
         series = {
             "dense": [_point(rows[0])],
             ("learned lives" if life else facts["method"]): [_point(r) for r in slimmed],
@@ -244,6 +242,10 @@ class _Measurement:
             ]
             if outputs.kept or outputs.scores is not None:
                 drawn["lives"] = pictures.picture_lives(folder / "lives.png", run.model, outputs, pixels, titles)
+            if run.model.slim.merges:
+                images, path = self.prepare.normalise(pixels), folder / "groups.png"
+                groups = pictures.picture_groups(path, run.model, run.variables, images, pixels, titles)
+                drawn |= {} if groups is None else {"groups": groups}
             if life:
                 drawn["weights"] = pictures.picture_weights(
                     folder / "weights.png", run.model, np.asarray(outputs.scores)
@@ -253,6 +255,16 @@ class _Measurement:
     def _trained_rate(self) -> str:
         rate = getattr(self.result.model.slim, "keep_rate", None)
         return f"{rate:g}" if isinstance(rate, float | int) else ""
+
+
+def _trained_at(slim: Any) -> dict[str, Any]:
+    """The budget that training had, by its option: {"sampled_rates": ...}, {"budgets": ...}, {"keep_rate": ...}, {}."""
+    if slim.trained_rates:
+        return {"sampled_rates": list(slim.trained_rates)}
+    for name in (*slim.in_place_of_keep_rate, "keep_rate"):
+        if getattr(slim, name, None) is not None:
+            return {name: getattr(slim, name)}
+    return {}
 
 
 def _passes(total: int) -> Any:

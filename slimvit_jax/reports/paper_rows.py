@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from slimvit_jax.analysis.evaluate import count_parameters
-from slimvit_jax.analysis.flops import flops
-from slimvit_jax.analysis.report_text import paper_tables
 from slimvit_jax.build import create_model
+from slimvit_jax.inference.evaluate import count_parameters
+from slimvit_jax.inference.flops import flops
 from slimvit_jax.plan import shrinking_counts
+from slimvit_jax.reports.report_text import paper_tables
 from slimvit_jax.slimming import Slimming
 
 #: SiT's and LV-ViT's FLOPs: our count, which has no norms, activations and biases, lies up to so much below theirs.

@@ -12,9 +12,7 @@ _CLEAR = 2.0  # standard errors from which on a difference is called one
 
 def paper_tables() -> dict[str, Any]:
     """The tables of the papers (paper_tables.json), as their authors print them."""
-    return json.loads(
-        importlib.resources.files("slimvit_jax.analysis").joinpath("paper_tables.json").read_text("utf-8")
-    )
+    return json.loads(importlib.resources.files("slimvit_jax.reports").joinpath("paper_tables.json").read_text("utf-8"))
 
 
 def markdown(facts: dict[str, Any]) -> str:
@@ -27,7 +25,7 @@ def markdown(facts: dict[str, Any]) -> str:
             parts.append(_random(facts, slimmed))
         if len(slimmed[0]["by_stage"]) > 1:
             parts.append(_stages(slimmed))
-        if facts["method"] == "life_regression":
+        if facts["predicts_lives"]:
             parts.append(_paper(facts, rows[0], slimmed))
     parts.append(_pictures(facts))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -36,13 +34,19 @@ def markdown(facts: dict[str, Any]) -> str:
 def _head(facts: dict[str, Any]) -> str:
     seconds = facts["seconds"]
     stages = ", ".join(f"{stage} {value:,.0f} s" for stage, value in seconds.items())
-    at = f" at keep rate {facts['trained_at']}" if facts["trained_at"] is not None else ""
+    at = _trained_at(facts["trained_at"])
     return (
         f"# {facts['name']}: {facts['method']} on {facts['data']['name']}\n\n"
         f"{facts['model']}, {facts['depth']} layers, {facts['patches']} patches, {facts['parameters']:,} parameters, "
         f"{facts['dtype']}. Trained in {len(seconds)} stage{'s' if len(seconds) > 1 else ''}{at}: {stages}, "
         f"{sum(seconds.values()):,.0f} s in all, on {facts['device']}, {facts['machine']}."
     )
+
+
+def _trained_at(facts: dict[str, Any]) -> str:
+    if "sampled_rates" in facts:
+        return f" at keep rates drawn anew for every image from {', '.join(map(str, facts['sampled_rates']))}"
+    return "".join(f" at {name.replace('_', ' ')} {value}" for name, value in facts.items())
 
 
 def _accuracy(facts: dict[str, Any], slimmed: list[dict[str, Any]]) -> str:
@@ -170,10 +174,11 @@ def _paper(facts: dict[str, Any], dense: dict[str, Any], slimmed: list[dict[str,
 def _pictures(facts: dict[str, Any]) -> str:
     captions = {
         "speed": "Accuracy against measured speed; bars are one standard error.",
-        "lives": "Sample images (the first of the set), the life of every patch, and what is kept after each drop: "
-        "kept light, dropped dark.",
-        "weights": "Weight of a patch by layer: the step that inference takes, its smooth stand-ins in training, and "
-        "the mean over the patches of the sample images.",
+        "lives": "Sample images, the life (or score) of every patch, and what is kept after each drop: kept light, "
+        "dropped dark.",
+        "groups": "Sample images, and which of their patches became one token, in their mean colour.",
+        "weights": "Weight of a patch by layer: the step that inference takes, its smooth stand-ins, and what training "
+        "saw.",
     }
     there = [(kind, path) for kind, path in facts.get("figures", {}).items() if kind in captions]
     if not there:

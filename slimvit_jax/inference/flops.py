@@ -42,14 +42,15 @@ def flops(model: Backbone, *, paper_predictor: bool = False) -> FlopsReport:
         that ours computes.
 
     Raises:
-      SlimError: if `paper_predictor` is asked of a model without life regression.
+      SlimError: if `paper_predictor` is asked of a model whose method has no other count.
     """
     slim: Any = model.slim
     extra: dict[int, int] = dict(slim.extra_flops())
     if paper_predictor:
-        if slim.method != "life_regression":
-            raise SlimError(f"paper_predictor=True: the method is {slim.method!r}, not 'life_regression'")
-        extra = {slim.base: 2 * model.geometry.num_patches * model.geometry.dim**2}
+        counted = slim.paper_flops()
+        if counted is None:
+            raise SlimError(f"paper_predictor=True: method {slim.method!r} is counted as its paper does anyway")
+        extra = counted
     embed, layers, head = model.flops_parts()
     per_layer = tuple(cost + extra.get(layer, 0) for layer, cost in enumerate(layers, start=1))
     return FlopsReport(embed=embed, per_layer=per_layer, head=head, method=sum(extra.values()))

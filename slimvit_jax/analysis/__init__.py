@@ -1,1 +1,0 @@
-"""What one wants to know of a model: FLOPs, speed, accuracy, pictures."""

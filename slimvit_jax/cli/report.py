@@ -1,0 +1,29 @@
+"""`python -m slimvit_jax report --workdir RUN`: the report of a training run, measured and drawn anew."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the `report` command."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write the report of a training run anew",
+        description="Measures accuracy and speed of a run at every keep rate and writes report.md, report.json and "
+        "figures/ into its folder, as training does at its end.",
+    )
+    parser.add_argument("--workdir", required=True, metavar="RUN", help="a training run, done wholly or in part")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the files and prints one table."""
+    from slimvit_jax import open_run
+    from slimvit_jax.reports.report import write_report
+
+    found = open_run(args.workdir)
+    write_report(found.path, found.config, found.result())
+    return 0
