@@ -46,6 +46,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ToMe": ("tome", {}),
     "coverage": ("life_regression", {"lives": "coverage"}),
     "coverage, squeeze": ("life_regression", {"lives": "coverage", "squeeze": "mean"}),
+    "coverage, rejoined": ("life_regression", {"lives": "coverage", "rejoin": 12}),  # all patches in the last layer
 }
 RATES = (0.9, 0.7, 0.5, 0.3)
 
