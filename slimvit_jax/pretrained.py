@@ -234,7 +234,8 @@ def _of_transformers(config: Mapping[str, Any], images: Mapping[str, Any]) -> De
     }
     prepare |= {"crop_pct": crop / edge} if edge and crop else {}
     names = tuple(labels[key] for key in sorted(labels, key=int))
-    return Described(_TRANSFORMERS[kind], _given(options), _given(prepare), names, antialias=False)
+    antialias = kind == "dinov2_with_registers"  # the only one of them that resamples positions so
+    return Described(_TRANSFORMERS[kind], _given(options), _given(prepare), names, antialias)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from test_convert_layouts import of_transformers
 from test_runs import run_of
 
@@ -147,3 +149,18 @@ def test_nothing_there(tmp_path):
     for source in ("", str(tmp_path / "none"), "hf-hub:x"):
         with pytest.raises(SlimError, match="is not there|expected hf-hub"):
             slim.from_pretrained(source)
+
+
+@pytest.mark.parametrize("case", ["dinov2", "dinov2_registers"])
+def test_positions_are_resampled_as_transformers_does_it(tmp_path, case):
+    """One of them antialiases, the other does not: features of a larger picture as transformers computed them."""
+    arrays = np.load(Path(__file__).parent / "goldens" / f"transformers_{case}.npz", allow_pickle=False)
+    state = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
+    safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
+    config = {"model_type": case.replace("_", "_with_"), "image_size": 28, "patch_size": 7}
+    config |= {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 4}
+    config |= {"layer_norm_eps": 1e-6, "layerscale_value": 1.0, "num_register_tokens": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, variables = slim.from_pretrained(tmp_path, img_size=(56, 42), resample_pos_embed=True)
+    _, aux = model.apply(variables, arrays["images"].transpose(0, 2, 3, 1), return_aux=True)
+    np.testing.assert_allclose(aux.features, arrays["want"], rtol=0, atol=1e-5)
