@@ -245,15 +245,15 @@ def preprocess_of(args: argparse.Namespace, model: Any) -> Preprocess:
     return transform_for(model).replace(**{key: value for key, value in changes.items() if value is not None})
 
 
-def open_source(args: argparse.Namespace, target: Target) -> Source:
-    """The labelled images: --data, or the run's evaluation set."""
+def open_source(args: argparse.Namespace, target: Target, split: str | None = None) -> Source:
+    """The labelled images: --data, or the run's; of `split`, --split or the evaluation split."""
     from slimvit_jax import data
 
-    given = parse_options(args.data_option)
+    given, split = parse_options(args.data_option), split or args.split
     if args.data is not None:
-        source = data.open_source(args.data, args.split or "test", args.data_dir, **given)
+        source = data.open_source(args.data, split or "test", args.data_dir, **given)
     elif target.run is not None:
-        source = target.run.source(args.split, args.data_dir, **given)
+        source = target.run.source(split, args.data_dir, **given)
     else:
         raise SlimError("--data NAME is missing: digits, fashion_mnist, folder, or a TFDS name")
     if target.model.num_classes and source.num_classes != target.model.num_classes:

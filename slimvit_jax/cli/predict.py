@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slimvit_jax.cli import common
-from slimvit_jax.errors import SlimError
 from slimvit_jax.reports import tables
+from slimvit_jax.text import printable
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -17,7 +17,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "predict",
         help="classify image files and draw the lives of their patches",
-        description="Prints the most probable classes of image files; with --out, draws what the model keeps of them.",
+        description="Prints the most probable classes of image files; with --out, draws what the model keeps of them. "
+        "A model without a classifier (num_classes=0) writes its features to --out.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     common.add_model_arguments(parser)
@@ -37,11 +38,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints one row per image and class, and writes one picture per image if the method drops patches."""
     target = common.open_target(args)
     model = target.model
-    if not model.num_classes:
-        raise SlimError(
-            f"{target.title} has no classifier (num_classes=0); give weights with one and --set num_classes=N"
-        )
     pixels = common.read_images(args.images, target.preprocess)
+    if not model.num_classes:
+        return _write_features(args, target, pixels)
     names = common.class_names(args, target)
     variables = target.load()
     folder = None if args.no_pictures else common.writable_folder(args.out)
@@ -66,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         row: dict[str, Any] = {"image": file, "top": top, "picture": None}
         if folder is not None and outputs.kept:
             caption = f"{Path(file).name}: {top[0]['name']}, {100 * top[0]['probability']:.0f} %"
-            picture_lives(pictures[place], model, outputs, pixels[place : place + 1], [caption])
+            shown = target.preprocess.for_display().pixels(file)
+            picture_lives(pictures[place], model, outputs, [shown], [caption])
             row["picture"] = str(pictures[place])
         rows.append(row)
     if args.json:
@@ -85,6 +85,28 @@ def run(args: argparse.Namespace) -> int:
     tables.show(table)
     if folder is not None and not any(row["picture"] for row in rows):
         print(f"no pictures: {model.slim.method} drops no patches at these settings")
+    return 0
+
+
+def _write_features(args: argparse.Namespace, target: common.Target, pixels: Any) -> int:
+    """Of a model without a classifier: features.npz with "images" (N,) paths and "features" (N, D) float32."""
+    variables = target.load()
+    path = common.not_over(common.writable_folder(args.out) / "features.npz", args.images)
+
+    import numpy as np
+
+    from slimvit_jax.files import atomic_path
+    from slimvit_jax.inference.evaluate import Inference
+
+    inference, prepare = Inference(target.model, variables), target.preprocess
+    found = [np.asarray(inference(prepare.normalise(one[None])).logits)[0] for one in pixels]
+    names = np.array([printable(file) for file in args.images])
+    with atomic_path(path) as temporary:
+        np.savez(temporary, images=names, features=np.stack(found))
+    if args.json:
+        print(json.dumps([{"image": file, "features": str(path)} for file in args.images], indent=2))
+    else:
+        tables.show(f"{path}: {len(found)} x {len(found[0])} features; {target.title} has no classifier")
     return 0
 
 

@@ -51,11 +51,15 @@ def run(args: argparse.Namespace) -> int:
         if args.data:
             raise SlimError("give image files or --data, not both")
         pixels, titles = common.read_images(args.images, prepare), list(args.images)
+        shown = common.read_images(args.images, prepare.for_display())
     else:
         source = common.open_source(args, target)
         names = names or source.class_names
         records = samples(source, args.count)
-        pixels = np.stack([prepare.pixels(record["image"], record["name"]) for record in records])
+        pixels, shown = (
+            np.stack([each.pixels(record["image"], record["name"]) for record in records])
+            for each in (prepare, prepare.for_display())
+        )
         titles = [names[record["label"]] for record in records]
     variables = target.load()
     folder = common.writable_folder(args.out)
@@ -67,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
         titles = [f"{title} → {names[c] if names else c}" for title, c in zip(titles, guesses, strict=True)]
     written: list[Path | None] = []
     if outputs.kept or outputs.scores is not None:
-        written.append(pictures.picture_lives(place("lives"), model, outputs, pixels, titles))
+        written.append(pictures.picture_lives(place("lives"), model, outputs, shown, titles))
     if life:
         written.append(pictures.picture_weights(place("weights"), model, np.asarray(outputs.scores)))
     if model.slim.merges:
-        written.append(pictures.picture_groups(place("groups"), model, variables, images, pixels, titles))
+        written.append(pictures.picture_groups(place("groups"), model, variables, images, shown, titles))
     if not any(written):
         raise SlimError(f"method {model.slim.method!r} tells nothing that can be drawn")
     for path in filter(None, written):

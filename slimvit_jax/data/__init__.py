@@ -4,7 +4,7 @@ from typing import Any
 
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.pipeline import EvalPass, TrainIterator, eval_batches, train_iterator
-from slimvit_jax.data.source import Source, samples
+from slimvit_jax.data.source import Source, limited, samples
 from slimvit_jax.data.sources import open_source, option_kinds
 from slimvit_jax.images.preprocess import Preprocess
 
@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "TrainIterator",
     "eval_batches",
+    "limited",
     "mixup_cutmix",
     "open_source",
     "option_kinds",

@@ -119,6 +119,13 @@ def take_part(source: Source, split: str, part: tuple[str | None, str | None]) -
     return Subset(source, split, np.sort(order[start:stop]))
 
 
+def limited(source: Source, count: int | None) -> Source:
+    """So many images of a source, of all classes in proportion; all of them for None or more than there are."""
+    if count is None or count >= len(source):
+        return source
+    return take_part(source, f"{source.split}[:{count}]", (None, str(count)))
+
+
 def _bound(split: str, text: str | None, count: int, default: int) -> int:
     if text is None:
         return default

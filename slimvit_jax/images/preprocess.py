@@ -90,6 +90,12 @@ class Preprocess:
             given = {name: (sum(values) / len(values),) for name, values in given.items()}
         return self.replace(img_size=img_size, in_chans=in_chans, **given)
 
+    def for_display(self, least: int = 640) -> Preprocess:
+        """The same crop with sides of at least so many pixels, to look at; small images, below 96, stay as they are."""
+        short = min(self.size)
+        times = 1 if short < 96 else math.ceil(least / short)
+        return self.replace(img_size=(times * self.size[0], times * self.size[1]))
+
     def pixels(self, image: Picture, name: str = "") -> np.ndarray:
         """(H, W, C) uint8: decoded, resized and cropped, before normalising. BadImage for what cannot be read."""
         name = name or called(image)

@@ -17,6 +17,7 @@ from slimvit_jax.reports.style import ACCENT, INK, LIVES, OF_DATA, fitted, save
 
 _SMALLEST_PRINT = 3.6  # points; below it a number in a cell is a smudge and is left out
 _CAPTION = 9.0  # points
+_PHOTO = 96  # pixels: images with sides of at least so many are photographs, others are looked at pixel by pixel
 
 
 def draw_lives(
@@ -33,6 +34,9 @@ def draw_lives(
 ) -> Path:
     """The paper's Fig. 4, one row per image: the image, the life of every patch, and what is kept after each drop.
 
+    On photographs (sides of at least 96 pixels) lives are a smooth veil of colour over the picture in grey, and what is
+    dropped fades; on small images every patch is a cell, with its life printed in it.
+
     Args:
       path: the file to write.
       images: (H, W), (H, W, 1) or (H, W, 3) each, uint8 or floats in 0..1, of any size: the grid is laid over it.
@@ -44,9 +48,11 @@ def draw_lives(
       titles: one per image.
       score_name: what the scores are called, if they are no lives.
     """
-    with matplotlib.rc_context({**OF_DATA, "axes.grid": False}):
+    pictures = [_as_picture(image) for image in images]
+    photos = [min(picture.shape[:2]) >= _PHOTO for picture in pictures]
+    with matplotlib.rc_context({**OF_DATA, "axes.grid": False, "savefig.dpi": 200 if any(photos) else 150}):
         columns = 1 + (lives is not None) + len(kept)
-        width = float(np.clip(0.26 * grid[1], 1.9, 3.6))
+        width = float(np.clip(0.26 * grid[1], 3.2 if any(photos) else 1.9, 3.6))
         height = width * grid[0] / grid[1]
         place = lambda caption: fitted(caption, 72 * width, _CAPTION)
         captions = [place(title) for title in titles]
@@ -62,22 +68,30 @@ def draw_lives(
         axes = figure.subplots(len(images), columns, squeeze=False)
         extent = (0.0, float(grid[1]), float(grid[0]), 0.0)
         heat: Any = None
-        for row, image in enumerate(images):
-            picture = _as_picture(image)
-            look = {"extent": extent, "cmap": "gray", "vmin": 0, "vmax": 1}
-            axes[row, 0].imshow(
-                picture, interpolation="nearest" if min(picture.shape[:2]) < 96 else "antialiased", **look
-            )
+        for row, (picture, photo) in enumerate(zip(pictures, photos, strict=True)):
+            interpolation = "antialiased" if photo else "nearest"
+            look = {"extent": extent, "cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": interpolation}
+            axes[row, 0].imshow(picture, **look)
             if row < len(captions):
                 axes[row, 0].set_title(captions[row], fontsize=_CAPTION)
             if lives is not None:
                 shown = np.clip(lives[row].reshape(grid), low, high) / unit
-                heat = _draw_heat(axes[row, 1], shown, (low / unit, high / unit), extent, 72 * width / grid[1])
+                bounds = (low / unit, high / unit)
+                if photo:
+                    axes[row, 1].imshow(0.85 * _grey(picture), **look)
+                    heat = _draw_veil(axes[row, 1], shown, bounds, extent)
+                else:
+                    heat = _draw_heat(axes[row, 1], shown, bounds, extent, 72 * width / grid[1])
             for stage, indices in enumerate(kept):
                 axis = axes[row, columns - len(kept) + stage]
-                axis.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 96 else "antialiased", **look)
-                axis.imshow(_veil(np.asarray(indices[row]), grid), extent=extent, interpolation="nearest")
-                _draw_cells(axis, grid, "#ffffff30")
+                held = _held(np.asarray(indices[row]), grid)
+                if photo:
+                    axis.imshow(_faded(picture, held), **look)
+                    _draw_fences(axis, held, "white", 0.7)
+                else:
+                    axis.imshow(picture, **look)
+                    axis.imshow(_shade(held), extent=extent, interpolation="nearest")
+                    _draw_cells(axis, grid, "#ffffff30")
             for axis in axes[row]:
                 axis.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
                 axis.spines[:].set_visible(False)
@@ -149,11 +163,11 @@ def _mean_colours(picture: np.ndarray, owner: np.ndarray, grid: tuple[int, int])
     return means[place].reshape(*grid, *picture.shape[2:])
 
 
-def _draw_fences(axis: Axes, owner: np.ndarray) -> None:
+def _draw_fences(axis: Axes, owner: np.ndarray, color: str = ACCENT, width: float = 0.9) -> None:
     """Lines between patches of different groups."""
     down, right = np.argwhere(owner[1:] != owner[:-1]), np.argwhere(owner[:, 1:] != owner[:, :-1])
-    axis.hlines(down[:, 0] + 1, down[:, 1], down[:, 1] + 1, color=ACCENT, lw=0.9)
-    axis.vlines(right[:, 1] + 1, right[:, 0], right[:, 0] + 1, color=ACCENT, lw=0.9)
+    axis.hlines(down[:, 0] + 1, down[:, 1], down[:, 1] + 1, color=color, lw=width)
+    axis.vlines(right[:, 1] + 1, right[:, 0], right[:, 0] + 1, color=color, lw=width)
 
 
 def _unit(scores: np.ndarray | None) -> tuple[float, str]:
@@ -196,6 +210,13 @@ def _draw_heat(
     return heat
 
 
+def _draw_veil(axis: Axes, shown: np.ndarray, bounds: tuple[float, float], extent: tuple) -> Any:
+    """Smooth colours over a photograph; returns the image, for a colour bar of its look."""
+    return axis.imshow(
+        shown, cmap=LIVES, vmin=bounds[0], vmax=bounds[1], extent=extent, interpolation="bicubic", alpha=0.6
+    )
+
+
 def _draw_cells(axis: Axes, grid: tuple[int, ...], color: str) -> None:
     """Thin lines between the patches; none where the cells are too small for them."""
     if max(grid) <= 32:
@@ -203,11 +224,29 @@ def _draw_cells(axis: Axes, grid: tuple[int, ...], color: str) -> None:
         axis.vlines(range(1, grid[1]), 0, grid[0], color=color, lw=0.5)
 
 
-def _veil(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def _held(kept: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(rows, columns) bool: which patches are among the raster indices `kept`; -1 is none."""
+    held = np.zeros(grid[0] * grid[1], bool)
+    held[kept[kept >= 0]] = True
+    return held.reshape(grid)
+
+
+def _shade(held: np.ndarray) -> np.ndarray:
     """(rows, columns, 4): dark over dropped patches, a breath of light over kept ones, for black ones."""
-    veil = np.tile(np.array([0.04, 0.05, 0.09, 0.86]), (grid[0] * grid[1], 1))
-    veil[kept[kept >= 0]] = (1.0, 1.0, 0.9, 0.28)
-    return veil.reshape(*grid, 4)
+    return np.where(held[..., None], (1.0, 1.0, 0.9, 0.28), (0.04, 0.05, 0.09, 0.86))
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """(H, W) luma of a picture."""
+    return picture if picture.ndim == 2 else picture @ np.array([0.299, 0.587, 0.114])
+
+
+def _faded(picture: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """(H, W, 3): kept patches as they are, the others grey and nearly dark, so that one still sees what they were."""
+    rows, columns = (np.arange(side) * n // side for side, n in zip(picture.shape, held.shape, strict=False))
+    whole = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1)
+    dim = 0.05 + 0.22 * _grey(picture)[..., None]
+    return np.where(held[rows][:, columns][..., None], whole, dim)
 
 
 def _stage_title(stage: int, indices: np.ndarray, grid: tuple[int, int], token_counts: Sequence[int]) -> str:

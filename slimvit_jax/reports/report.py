@@ -233,7 +233,10 @@ class _Measurement:
         records = samples(self.source, count)
         run = self.budgets.get(self._trained_rate()) or next(iter(self.budgets.values()))
         if count:
-            pixels = np.stack([self.prepare.pixels(record["image"], record["name"]) for record in records])
+            pixels, shown = (
+                np.stack([each.pixels(record["image"], record["name"]) for record in records])
+                for each in (self.prepare, self.prepare.for_display())
+            )
             outputs = run(self.prepare.normalise(pixels))
             names = self.source.class_names
             titles = [
@@ -241,10 +244,10 @@ class _Measurement:
                 for record, guess in zip(records, np.asarray(outputs.logits).argmax(1), strict=True)
             ]
             if outputs.kept or outputs.scores is not None:
-                drawn["lives"] = pictures.picture_lives(folder / "lives.png", run.model, outputs, pixels, titles)
+                drawn["lives"] = pictures.picture_lives(folder / "lives.png", run.model, outputs, shown, titles)
             if run.model.slim.merges:
                 images, path = self.prepare.normalise(pixels), folder / "groups.png"
-                groups = pictures.picture_groups(path, run.model, run.variables, images, pixels, titles)
+                groups = pictures.picture_groups(path, run.model, run.variables, images, shown, titles)
                 drawn |= {} if groups is None else {"groups": groups}
             if life:
                 drawn["weights"] = pictures.picture_weights(
