@@ -186,6 +186,15 @@ def test_one_channel_gets_the_mean_of_the_colours():
             slim.transform_for(wrong)
 
 
+def test_pictures_to_look_at_show_the_same_crop():
+    """At several times the size, shrunk again, they are what the model sees; small images stay as they are."""
+    picture, transform = photo(300, 420), Preprocess((98, 112), crop_pct=0.9)
+    large = transform.for_display(300)
+    assert large.size == (392, 448) and Preprocess(28, 1, 0.5, 0.5).for_display().size == (28, 28)
+    blocks = large.pixels(picture).astype(float).reshape(98, 4, 112, 4, 3).mean((1, 3))
+    assert np.abs(blocks - transform.pixels(picture)).mean() < 6
+
+
 def test_what_is_no_picture(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "text.jpg").write_text("no picture")

@@ -182,9 +182,16 @@ def test_lives_are_drawn_for_any_image_and_grid(tmp_path, shape, grid):
     patches.draw_lives(tmp_path / "y.png", images[:1], grid=grid, kept=kept)
 
 
-def test_veil_is_dark_exactly_where_patches_are_dropped():
-    veil = patches._veil(np.array([0, 3, -1]), (2, 2))
-    assert (veil[..., 3] > 0.5).tolist() == [[False, True], [True, False]]
+@pytest.mark.parametrize("side", [8, 128], ids=["cells", "photograph"])
+def test_dropped_patches_are_dark_and_kept_ones_are_not(tmp_path, side):
+    """Of a red image one patch in four is kept: beside the whole image a quarter of it stays bright."""
+    image = np.zeros((side, side, 3), np.uint8)
+    image[..., 0] = 230
+    path = patches.draw_lives(tmp_path / "x.png", [image], grid=(2, 2), kept=[np.array([[3, -1]])])
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    bright = (pixels[..., 0] > 150) & (pixels[..., 0] - pixels[..., 1] > 60)
+    whole, part = np.array_split(bright, 2, axis=1)
+    assert 0.2 < part.sum() / whole.sum() < 0.3
 
 
 def test_groups_are_drawn_in_their_mean_colour(tmp_path):

@@ -146,6 +146,7 @@ class StageRun:
     def compile(self, abstract: Any) -> Any:
         """The stage's step, compiled for states of these shapes; logs how long that took."""
         began = time.perf_counter()
+        self.run.logs.event("compiling", f"{self.stage.name}: compiling the step", self.offset, stage=self.stage.name)
         model, size = self.stage.model, self.run.config.data.batch_size
         place = batch_sharding(self.run.mesh)
         shape = lambda *axes, dtype: jax.ShapeDtypeStruct((size, *axes), dtype, sharding=place)

@@ -100,7 +100,7 @@ def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResu
         if outcome is None:
             text = f"stage {stage.name}: {stage.steps} steps, learns {stage.config.trainable}"
             run.logs.event("stage_start", text, offset, stage=stage.name, steps=stage.steps)
-            start = lambda stage=stage: first.pop() if first else _start(config, stage, stages, result)
+            start = lambda stage=stage: first.pop() if first else _start(run, stage, stages, result)
             outcome = StageRun(run, stage, offset).train(start)
             folder.claim()
             if jax.process_index() == 0:
@@ -130,12 +130,15 @@ def _done_stage(run: Run, folder: Workdir, stage: build.Stage) -> StageResult | 
     return StageResult(to_host(variables), facts["metrics"], facts["seconds"], facts["steps"])
 
 
-def _start(config: Any, stage: build.Stage, stages: list[build.Stage], result: RunResult) -> tuple[Any, Any, Any]:
+def _start(run: Run, stage: build.Stage, stages: list[build.Stage], result: RunResult) -> tuple[Any, Any, Any]:
     """Variables of a stage's first step, of its teacher (the dense weights the method starts from) and labeller."""
+    config = run.config
     if result.variables:
         before = list(result.variables.values())[-1]
         variables = build.adopt(before, build.init_variables(stage.model, config.seed))
     else:
+        if path := build.start_path(config):
+            run.logs.event("weights", f"{stage.name}: reading weights {path}", stage=stage.name)
         variables = build.start_variables(config, stage.model)
     labels = labeller_variables(config, stage.labeller)
     if stage.teacher is None:
