@@ -90,7 +90,7 @@ def _run_stages(run: Run, folder: Workdir, stages: list[build.Stage]) -> RunResu
     model = build.build_model(config, slimmed=stages[-1].config.slimmed)
     result = RunResult(config, folder.path, model, dense, {}, {}, {}, bool(folder.done()))
     # weights that are missing or do not fit are noticed before anything is announced
-    first = [] if folder.claimed else [_start(config, stages[0], stages, result)]
+    first = [] if folder.claimed else [_start(run, stages[0], stages, result)]
     devices = f"{jax.device_count()} {jax.default_backend()} device" + ("s" if jax.device_count() > 1 else "")
     text = f"{config.name}: {len(run.source)} training images, {len(run.eval_source)} held out, {devices}"
     run.logs.event("start", text, done=list(folder.done()))
