@@ -210,11 +210,12 @@ def _draw_heat(
     return heat
 
 
-def _draw_veil(axis: Axes, shown: np.ndarray, bounds: tuple[float, float], extent: tuple[float, ...]) -> Any:
+def _draw_veil(
+    axis: Axes, shown: np.ndarray, bounds: tuple[float, float], extent: tuple[float, float, float, float]
+) -> Any:
     """Smooth colours over a photograph; returns the image, for a colour bar of its look."""
-    return axis.imshow(
-        shown, cmap=LIVES, vmin=bounds[0], vmax=bounds[1], extent=extent, interpolation="bicubic", alpha=0.6
-    )
+    low, high = bounds
+    return axis.imshow(shown, cmap=LIVES, vmin=low, vmax=high, extent=extent, interpolation="bicubic", alpha=0.6)
 
 
 def _draw_cells(axis: Axes, grid: tuple[int, ...], color: str) -> None:
