@@ -1,11 +1,30 @@
-"""imagenet_deit_small with its two learning rates exchanged: 1e-3 for the fresh predictor, 1e-5 for the backbone."""
+"""imagenet_deit_small with its two learning rates exchanged: 1e-3 for the fresh predictor, 1e-5 for the backbone.
 
-from slimvit_jax.training.recipes import life_on_imagenet
+    python train.py --config=configs/imagenet_deit_small_exchanged.py --workdir=runs/imagenet_deit_small_exchanged
+
+Source: as imagenet_deit_small; the exchange is ours, since 1e-5 for a fresh predictor and 1e-3 for trained weights look
+like a slip.
+Losses: predictor: classification. backbone: classification.
+Outcome: Not trained here. On Fashion-MNIST the study compares both (docs/results.md, "rates").
+"""
+
+from slimvit_jax.training.config import add_stage, default_config
 
 
 def get_config():
-    config = life_on_imagenet("deit_small_patch16_224")
+    config = default_config()
     config.name = "imagenet_deit_small_exchanged"
-    config.stages.predictor.lr.method = 1e-3
-    config.stages.backbone.lr.backbone = 1e-5
+    config.model.name = "deit_small_patch16_224"
+    config.model.options = {"dtype": "bfloat16"}
+    config.method.name = "life_regression"
+    config.method.options = {"keep_rate": 0.7, "locations": (4, 7, 10)}
+    config.init.path = "published"  # timm's weights
+    config.data.update(name="imagenet2012", eval_split="validation", batch_size=128, num_workers=8)
+    config.augment.update(kind="crop", hflip=0.5)  # no mixup
+    config.eval.batch_size = 256
+    config.checkpoint.every_steps = 2000
+    config.log.every_steps = 50
+    add_stage(config, "predictor", trainable="method", epochs=1.0, lr={"method": 1e-3}, weight_decay=0.05)
+    backbone = {"lr": {"backbone": 1e-5}, "weight_decay": 0.05, "warmup_epochs": 0.05}
+    add_stage(config, "backbone", trainable="backbone", epochs=1.0, **backbone)
     return config

@@ -9,24 +9,26 @@ import sys
 import jax
 import numpy as np
 import pytest
-from train_tools import CACHE, ROOT, same
+from train_tools import CACHE, ROOT, same, shipped, tiny
 
 from slimvit_jax import convert, training
-from slimvit_jax.training import build, loop, recipes
+from slimvit_jax.training import build, loop
 
 # The fixture is a minute of work: one worker does it, once.
 pytestmark = pytest.mark.xdist_group("batch_norm")
 
 SCRIPT = """
 import json, sys
+sys.path.insert(0, "tests")
 import jax, numpy as np
+from train_tools import shipped, tiny
 from slimvit_jax import training
-from slimvit_jax.training import build, devices, recipes
+from slimvit_jax.training import build, devices
 from slimvit_jax.training.optim import flat
 
 outcome = {}
 for name in sys.argv[1:]:
-    config = training.validate(recipes.tiny(training.load_config(f"configs/{name}.py")))
+    config = training.validate(tiny(shipped(name)))
     stage = build.build_stage(config, config.schedule[0], 3)
     state = stage.state(*stage.fresh())
     rng = np.random.default_rng(0)
@@ -70,7 +72,7 @@ def test_statistics_over_two_devices_are_those_of_the_batch(outcome, name):
 
 def test_statistics_are_in_checkpoints_and_weights(tmp_path, monkeypatch):
     """A run that was stopped after two of four steps ends as one that was not."""
-    config = recipes.tiny(training.load_config(ROOT / "configs" / "fashion_levit.py"), steps=4)
+    config = tiny(shipped("fashion_levit"), steps=4)
     config.log.tensorboard, config.cache_dir = False, CACHE
     straight = training.run(config, tmp_path / "straight")
     steps = loop.StageProgress.update

@@ -16,16 +16,18 @@ pytestmark = pytest.mark.xdist_group("methods_devices")
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import json, sys
+sys.path.insert(0, "tests")
 import jax, numpy as np
+from train_tools import shipped, tiny
 from slimvit_jax import training
-from slimvit_jax.training import build, devices, recipes
+from slimvit_jax.training import build, devices
 from slimvit_jax.training.optim import flat
 
 mesh = devices.make_mesh()
 outcome = {}
 for method in sys.argv[1:]:
     name = "fashion_mnist_49" if method == "life_regression" else f"fashion_{method}"
-    config = training.validate(recipes.tiny(training.load_config(f"configs/{name}.py")))
+    config = training.validate(tiny(shipped(name)))
     stage = build.build_stage(config, config.schedule[-1], 3)
     teacher = build.init_variables(stage.teacher, 1) if stage.teacher else None
     state = stage.state(build.init_variables(stage.model, 0), teacher)

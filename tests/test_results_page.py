@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from train_tools import shipped, tiny
 
 import slimvit_jax as slim
 from benchmarks import report, study_speed, tables
 from benchmarks.results import Stat, Study, difference, paired, table
 from slimvit_jax import training
-from slimvit_jax.training import recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs" / "results.md", ROOT / "docs" / "coverage.md", ROOT / "README.md"]
@@ -36,7 +36,7 @@ def test_a_number_that_no_table_has_is_found():
 
 def make_study(folder: Path, rows: list[dict]) -> Path:
     """A study's folder with these rows; its config is a real one for the embedded digits."""
-    config = recipes.tiny(recipes.study_on_fashion_mnist(patch_size=4, embed_dim=16, num_heads=2))
+    config = tiny(shipped("study_fashion"))
     dense = {"accuracy": 0.75, "top5": 0.99, "loss": 0.3, "examples": 4, "flops": 1200, "parameters": 99}
     facts = {"config": training.config.flatten(config.to_dict()), "dense": dense, "scale": "made"}
     folder.mkdir(parents=True)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from train_tools import shipped
 
 import slimvit_jax as slim
 from benchmarks import photo_cells, study, study_cells
@@ -15,13 +16,15 @@ from slimvit_jax.training import build
 pytestmark = pytest.mark.xdist_group("study")
 
 ROOT = Path(__file__).parent.parent
-MICRO = training.load_config(ROOT / "configs" / "study_fashion.py").model.options.to_dict()
+MICRO = shipped("study_fashion").model.options.to_dict()
 
 CONFIG = """
-from slimvit_jax.training.recipes import study_on_fashion_mnist, tiny
+import sys
+sys.path.insert(0, {tests!r})
+from train_tools import shipped, tiny
 
 def get_config():
-    config = study_on_fashion_mnist(patch_size=4, embed_dim=16, num_heads=2)
+    config = shipped("study_fashion")
     names, config.schedule = config.schedule, tuple(config.stages.keys())
     config = tiny(config, steps=1)
     config.schedule = names
@@ -43,7 +46,7 @@ def test_every_method_is_matched_to_the_same_cost(method, rate):
 
 
 def test_cells_have_names_of_their_own_and_configs_that_hold():
-    base = training.load_config(ROOT / "configs" / "study_fashion.py")
+    base = shipped("study_fashion")
     cells = list(study_cells.all_cells(base, (0, 1), full=True))
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.method for cell in cells} == {"dense", *slim.list_methods()}
@@ -63,7 +66,7 @@ def test_cells_have_names_of_their_own_and_configs_that_hold():
 
 
 def test_photographs_are_chosen_on_held_out_images_and_matched():
-    base = training.load_config(ROOT / "configs" / "study_photos.py")
+    base = shipped("study_photos")
     base.model.options.num_classes = 10
     cells = list(photo_cells.all_cells(base, (0, 1)))
     assert len({cell.name for cell in cells}) == len(cells)
@@ -81,7 +84,7 @@ def test_photographs_are_chosen_on_held_out_images_and_matched():
 def done(tmp_path_factory):
     """A study of two cells, and the arguments that made it."""
     folder = tmp_path_factory.mktemp("study")
-    (folder / "config.py").write_text(CONFIG)
+    (folder / "config.py").write_text(CONFIG.format(tests=str(ROOT / "tests")))
     arguments = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'work'}", "--seeds=0"]
     arguments += ["--only=(main/(life_regression|tome)|untuned/tome)/0.7/seed0"]
     assert study.main(arguments) == 0

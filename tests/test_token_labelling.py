@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_tools import CACHE
+from train_tools import CACHE, tiny
 
 import slimvit_jax as slim
 from slimvit_jax import losses, training
 from slimvit_jax.ops import boxes
 from slimvit_jax.tokens import Aux
-from slimvit_jax.training import build, optim, recipes
+from slimvit_jax.training import build, optim
 from slimvit_jax.training.config import add_stage, default_config
 from slimvit_jax.training.labeller import Labeller, build_labeller
 from slimvit_jax.training.loading import override
@@ -363,7 +363,7 @@ def test_a_teacher_without_weights_is_refused(tmp_path):
 
 def test_a_named_model_with_a_method_has_a_dense_form():
     """What a config starts from and learns from: `sit_s` without its method is `lvvit_s`."""
-    config = recipes.tiny(config_of({}, method="sit"))
+    config = tiny(config_of({}, method="sit"))
     config.model.name = "sit_s"
     config.model.options.update({"p_emb": "none", "in_chans": 3})
     add_stage(config, "sit", steps=1)

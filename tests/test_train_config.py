@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import json
@@ -10,26 +11,48 @@ from pathlib import Path
 
 import jax
 import pytest
-from train_tools import ROOT, run_train, tiny_config, write_config
+from train_tools import ROOT, run_train, shipped, tiny, tiny_config, write_config
 
 from slimvit_jax import training
 from slimvit_jax.__main__ import main
 from slimvit_jax.errors import SlimError
-from slimvit_jax.training import build, loading, recipes, workdir
+from slimvit_jax.training import build, loading, workdir
 from slimvit_jax.training import config as configs
 
 SHIPPED = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
 
 
-def shipped(name: str):
-    return training.load_config(ROOT / "configs" / f"{name}.py")
+def told(name: str) -> str:
+    """The docstring of a shipped config, on one line."""
+    text = ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text()), clean=False)
+    return " ".join((text or "").split())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_config_tells_its_command_source_and_outcome(name):
+    """Accuracies are those of results/ or the papers'; the recipe is in the file, apart from the fields' defaults."""
+    program = "python -m benchmarks.study" if name.startswith("study_") else "python train.py"
+    assert re.search(
+        rf"{program} --config=configs/{name}.py --workdir=\S+ .*Source: .+ Losses: .+ Outcome: .+", told(name)
+    )
+    outcome = told(name).rpartition("Outcome: ")[2]
+    for path in re.findall(r"\b(?:results|docs|configs)/[\w./]*\w", outcome):
+        assert (ROOT / path).exists(), path
+    pages = [(ROOT / page).read_text() for page in ("docs/results.md", "results/digits/report.md")]
+    measured = set(re.findall(r"\d+\.\d\d", "".join(pages)))
+    papers = set(re.findall(r"\d+\.\d", next((ROOT / "slimvit_jax").rglob("paper_tables.json")).read_text()))
+    for sentence in outcome.split(". "):
+        quoted = set(re.findall(r"(\d+\.?\d*) %", sentence))
+        assert quoted <= (papers if "paper" in sentence else measured), sentence
+    imports = re.findall(r"^(?:from|import) .*", (ROOT / "configs" / f"{name}.py").read_text(), re.MULTILINE)
+    assert imports == ["from slimvit_jax.training.config import add_stage, default_config"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_config_starts_shrunk(name):
     """Model, losses, optimiser, augmentation and data of every stage fit together: a step is traced on a real batch."""
     shipped(name)
-    config = training.validate(recipes.tiny(shipped(name)))
+    config = training.validate(tiny(shipped(name)))
     source = build.build_source(config, "train")
     for index, name_of_stage in enumerate(config.schedule):
         stage = build.build_stage(config, name_of_stage, 3)
@@ -38,12 +61,13 @@ def test_shipped_config_starts_shrunk(name):
         state = jax.eval_shape(lambda stage=stage: stage.state(*stage.fresh()))
         after, metrics = jax.eval_shape(stage.step_function(), state, batch)
         assert jax.tree.structure(after) == jax.tree.structure(state) and metrics.shape[0] >= 5
+        terms = (f"{weight:g} {loss}" if weight != 1 else loss for loss, weight in stage.options.loss_weights.items())
+        assert f"{name_of_stage}: {' + '.join(terms)}." in told(name)
 
 
 @pytest.mark.parametrize("name", ["digits", "imagenet_deit_small"])
 def test_shipped_config_runs_shrunk(name, tmp_path):
-    config = recipes.tiny(shipped(name), steps=1)
-    config.mesh.cpu_devices = 0
+    config = tiny(shipped(name), steps=1)
     config.cache_dir = "/tmp/slimvit_jax_test_cache"
     result = training.run(config, tmp_path)
     assert list(result.variables) == list(config.schedule)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from test_train_runs import stop_after
-from train_tools import CACHE, ROOT, same
+from train_tools import CACHE, same, shipped, tiny
 
 from slimvit_jax import convert, training
-from slimvit_jax.training import build, recipes
+from slimvit_jax.training import build
 
 
 @pytest.mark.parametrize("method", ["dynamicvit", "sit"])
 def test_a_teacher_survives_a_restart(method, tmp_path, monkeypatch):
     """The teacher is in the checkpoint, an average of the weights is kept, DynamicViT draws its decisions at random."""
-    config = recipes.tiny(training.load_config(ROOT / "configs" / f"fashion_{method}.py"), steps=3)
+    config = tiny(shipped(f"fashion_{method}"), steps=3)
     config.log.tensorboard, config.cache_dir = False, CACHE
     config.schedule = ("finetune",)
     config.mixup.update(mixup=0.8, cutmix=1.0)

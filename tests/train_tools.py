@@ -1,26 +1,87 @@
-"""A config that trains in seconds, and train.py as another process."""
+"""Configs that train in seconds, and train.py as another process."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from slimvit_jax.training import recipes
+from slimvit_jax import training
+from slimvit_jax.methods import METHODS
+from slimvit_jax.models import NAMED
 from slimvit_jax.training.optim import flat
 
 ROOT = Path(__file__).parent.parent
 CACHE = "/tmp/slimvit_jax_test_cache"
 
 
-def tiny_config(steps: int = 4, **model_options):
+def shipped(name: str) -> Any:
+    """configs/NAME.py."""
+    return training.load_config(ROOT / "configs" / f"{name}.py")
+
+
+def tiny(config: Any, steps: int = 2) -> Any:
+    """A copy that runs in seconds on the embedded digits: 3 layers, 16 tokens, `steps` steps a stage.
+
+    Everything else (method, augmentation, stages, optimiser) stays what the config says. A labeller becomes a tiny ViT
+    without weights: the steps can be traced, but not run.
+    """
+    config = copy.deepcopy(config)
+    options = _tiny_model(config.model.name, config.model.options.to_dict())
+    config.model.options = options
+    if config.labeller.name:
+        labeller = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 1}
+        config.labeller.update(name="vit", options=labeller, path="", load={})
+    method = config.method.options.to_dict()
+    for of_other_layers in ("budgets", "preset", "prune_kept_num", "merge_kept_num"):
+        method.pop(of_other_layers, None)
+    fields = {field.name for field in dataclasses.fields(METHODS[config.method.name])} if config.method.name else set()
+    method.pop("stage_blocks", None)
+    if "locations" in fields:  # some methods need a layer before their first location
+        method["locations"] = (1, 2) if "locations" in method else (2, 3)
+    if "r" in method:
+        method["r"] = 2
+    config.method.options = method
+    config.init.path = ""
+    config.init.options = {}
+    config.data.update(name="digits", train_split="train", eval_split="test", batch_size=16, num_workers=0, options={})
+    config.data.data_dir = ""
+    config.eval.update(batch_size=120, every_epochs=0.0)
+    config.report.enabled = False
+    config.log.every_steps = 1
+    config.mesh.cpu_devices = 0
+    for name in config.schedule:
+        config.stages[name].steps = steps
+    return config
+
+
+def _tiny_model(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    family = NAMED[name].family if name in NAMED else name
+    if "levit" in family:  # 4x4 tokens, then 2x2; the first layers of an Evo-LeViT are dense
+        depth = (2, 2) if family == "evo_levit" else (1, 1)
+        small = {"img_size": 64, "embed_dim": (16, 24), "depth": depth, "num_heads": (2, 3), "key_dim": 8}
+        of_every_layer = ("prune_ratio", "attn_ratio", "mlp_ratio")
+        options = {key: value for key, value in options.items() if key not in of_every_layer}
+    else:
+        small = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+        if family == "lvvit" and options.get("p_emb") != "none":
+            small |= {"img_size": 64, "patch_size": 16}
+        options.pop("stage_blocks", None)
+    return options | small | {"num_classes": 10}
+
+
+def tiny_config(steps: int = 4) -> Any:
     """Dense, predictor, backbone, of `steps` steps each."""
-    options = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_heads": 2, "mlp_ratio": 2.0, **model_options}
-    config = recipes.tiny(recipes.life_from_scratch(**options), steps)
-    config.augment.update(kind="shift", shift=0.1)
+    config = tiny(shipped("fashion_mnist_49"), steps)
+    config.name = "run"
+    config.model.options.mlp_ratio = 2.0
+    config.augment.hflip = 0.0
     config.checkpoint.every_steps = 2
     config.log.tensorboard = False
     config.cache_dir = CACHE
