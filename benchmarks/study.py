@@ -31,6 +31,7 @@ from slimvit_jax import training
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_json, write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
+from slimvit_jax.training import fields
 
 LIFE = ("main", "life_regression", 0.7, 0)  # the cell whose weights are kept
 
@@ -68,7 +69,8 @@ class Study:
         if (self.path / "study.json").exists():
             found = results.Study(self.path)
             self.rows = found.rows
-            defaults = _plain(training.config.reference(config))  # of fields that are newer than the study
+            newer = fields.defaults(training.config.reference(config))  # what fields have that the study does not know
+            defaults = _plain(newer)
             different = training.config.differences(defaults | found.facts["config"], _plain(config.to_dict()))
             if different:
                 raise SlimError(f"study {str(path)!r} has another config: {'; '.join(different)}")
