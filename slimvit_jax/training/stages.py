@@ -137,7 +137,8 @@ def _start(run: Run, stage: build.Stage, stages: list[build.Stage], result: RunR
         before = list(result.variables.values())[-1]
         variables = build.adopt(before, build.init_variables(stage.model, config.seed))
     else:
-        if path := build.start_path(config):
+        path = build.start_path(config)
+        if path.startswith("hf-hub:") or (path and Path(path).exists()):  # of others the error is enough
             run.logs.event("weights", f"{stage.name}: reading weights {path}", stage=stage.name)
         variables = build.start_variables(config, stage.model)
     labels = labeller_variables(config, stage.labeller)
