@@ -1,7 +1,7 @@
 """What can be configured: every field with its default, and the check that refuses anything else.
 
 A config is an ml_collections.ConfigDict. A file under configs/ defines `get_config()`, starts from `default_config()`
-and says only what differs. Sub-dicts named in FREE take any keys: they go as keywords to create_model, slim.load or
+and spells out its recipe. Sub-dicts named in FREE take any keys: they go as keywords to create_model, slim.load or
 open_source. Everything else is a field of `fields`, which says what it may be.
 """
 
