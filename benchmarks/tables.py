@@ -276,6 +276,17 @@ def short(study: Study, other: Study) -> str:
     return table([*header, "Fashion-MNIST 0.7", "0.5"], rows)
 
 
+def dense_head(results: Path) -> str:
+    """How far a dense head's maps of slimmed models are from the dense model's."""
+    rows = [
+        [row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}", f"{row['mae']:.3f} ± {row['mae_stderr']:.3f}"]
+        + [f"{row['iou']:.2f} ± {row['iou_stderr']:.2f}"]
+        for row in sorted(read(results / "saliency.json")["rows"], key=lambda row: (-row["rate"], row["mae"]))
+    ]
+    header = ["method", "keep rate", "share of the multiply-adds", "mean absolute error", "IoU at 0.5"]
+    return table(header, rows)
+
+
 def _of(folder: str, make: Callable[[Study], str]) -> Callable[[Path], str]:
     return lambda results: make(Study(results / folder))
 
@@ -285,6 +296,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "photos untuned": _of("study_photos", untuned),
     "photos choices": _of("study_photos", chosen),
     "photos short": lambda results: short(Study(results / "study_photos"), Study(results / "study_micro")),
+    "photos dense head": dense_head,
     "fashion methods": _of("study_micro", methods),
     "fashion untuned": _of("study_micro", untuned),
     "fashion keep rates": _of("study_micro", keep_rates),
