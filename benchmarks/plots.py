@@ -33,7 +33,7 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
 
 def _look(name: str, place: int) -> dict[str, Any]:
     """Life regression in front, random patches as the line to beat, the others quiet but told apart."""
-    if name.startswith(LIFE) or name.startswith("coverage"):
+    if name.startswith((LIFE, "coverage")) or name == RECOMMENDED:
         color = ACCENT if name in (LIFE, f"{LIFE}, squeezed", "coverage lives, squeezed") else SECOND
         return {"color": color, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 4}
     if name == "random":
@@ -56,6 +56,7 @@ def accuracy(
     """
     start = 100 * study.dense.mean
     kinds = {name: group for group in reversed(groups) for name in study.variants(group) if name != "dense"}
+    kinds = {name: group for name, group in kinds.items() if group != "training" or name == RECOMMENDED}
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = _axes(8.6, 4.8)
         drawn = 0
@@ -65,7 +66,7 @@ def accuracy(
                 top1, flops = study.stat(group, name, rate), study.stat(group, name, rate, key="flops")
                 if rate == 1 or top1 is None or flops is None:
                     continue
-                x = flops.mean / 1e6 if speed is None else speed.get((name, rate))
+                x = flops.mean / 1e6 if speed is None else speed.get((LIFE if name == RECOMMENDED else name, rate))
                 if x is None:
                     continue
                 if 100 * top1.mean < start - FAR:
@@ -74,8 +75,11 @@ def accuracy(
                     points.append((x, 100 * top1.mean, 100 * (top1.spread or 0.0)))
             if points or far:
                 x, y, spread = zip(*points, strict=True) if points else ((), (), ())
-                bars = spread if name.startswith((LIFE, "random")) else None  # of all they would hide the lines
-                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=label(name) + far, **_look(name, place))
+                called = f"life regression,\n{name}" if name == RECOMMENDED else label(name)
+                bars = (
+                    spread if name.startswith((LIFE, "random", RECOMMENDED)) else None
+                )  # of all they would hide the lines
+                axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=called + far, **_look(name, place))
                 drawn += 1
         if not drawn:
             return None
