@@ -84,5 +84,3 @@ def test_readme_begins_with_the_main_job_and_the_tests():
     assert (ROOT / config).is_file() and "pytest" in second
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
         assert (ROOT / path).exists(), path
-    for marker in ("picture", "measured"):
-        assert f"<!-- {marker} -->" in text and f"<!-- /{marker} -->" in text

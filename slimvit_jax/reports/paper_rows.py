@@ -13,6 +13,7 @@ from typing import Any
 from slimvit_jax.build import create_model
 from slimvit_jax.inference.evaluate import count_parameters
 from slimvit_jax.inference.flops import flops
+from slimvit_jax.models import UNNAMED
 from slimvit_jax.plan import shrinking_counts
 from slimvit_jax.reports.report_text import paper_tables
 from slimvit_jax.slimming import Slimming
@@ -69,13 +70,13 @@ class PaperRow:
     dynamic: bool = False
 
     def build(self, **more: Any) -> Any:
-        """The row's model."""
+        """The row's model. How images are prepared does not tell models apart here: DeiT-S and ViT-S are equal."""
         method = self.method if self.method is not None else Slimming()
-        return create_model(self.model, method, **{**self.options, **more})
+        return create_model(self.model, method, **{**self.options, **more}).clone(preprocess=UNNAMED)
 
     def build_dense(self, **more: Any) -> Any:
         """The dense model that the row is a faster form of."""
-        return create_model(self.model, Slimming(), **more)
+        return create_model(self.model, Slimming(), **more).clone(preprocess=UNNAMED)
 
     @property
     def tolerance(self) -> float:
