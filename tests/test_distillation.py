@@ -11,7 +11,8 @@ from train_tools import tiny_config
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
-from slimvit_jax.training import build, step
+from slimvit_jax.methods import METHODS
+from slimvit_jax.training import build, step, validate
 
 
 def staged(method, weights, rate=3e-2, **options):
@@ -29,7 +30,11 @@ def staged(method, weights, rate=3e-2, **options):
 
 
 def options_of(method):
-    return {} if method in ("tome", "ia_red2", "avit") else {"locations": (2,)}
+    """What fits a model of three layers and 16 patches, where the defaults do not."""
+    if method in ("cropr", "mctf"):
+        return {"pruning_rate": 2} if method == "cropr" else {"r": 2}
+    located = "locations" in METHODS[method].__dataclass_fields__
+    return {"locations": (2,)} if located and method not in ("ia_red2", "avit") else {}
 
 
 @pytest.mark.parametrize("method", [*slim.list_methods()])
@@ -103,7 +108,7 @@ def test_bad_weights_are_named(stage, weights, words):
     config = tiny_config()
     config.stages[stage].loss_weights = weights
     with pytest.raises(SlimError) as caught:
-        build.build_stage(config, stage, 5)
+        build.build_stage(validate(config), stage, 5)
     for word in words:
         assert word in str(caught.value)
 
