@@ -80,8 +80,7 @@ def assemble(name: str, method: str | Slimming | None, keywords: Mapping[str, An
     """`create_model` with the options as a mapping, whatever their names are."""
     family, defaults, own_method, own_options = _resolve(name)
     cls, fixed = FAMILIES[family]
-    method, given = cls.translate(method, dict(keywords))
-    method = own_method if method is None else method
+    method, given = cls.translate(own_method if method is None else method, dict(keywords))
     own, of_method = option_kinds(name, method)
     for option in given:
         if option not in own and option not in of_method:
