@@ -317,7 +317,6 @@ def test_equal_weights():
     [
         ("ats", dict(keep_rate=0.0), "keep_rate=0.0"),
         ("ats", dict(locations=(4, 7, 13)), "1..12"),
-        ("ats", dict(class_token=False, global_pool="avg"), "class token"),
         ("kmedoids", dict(locations=(1, 4)), "begin at 2"),
         ("kmedoids", dict(cluster_iters=0), "cluster_iters=0"),
         ("kmedoids", dict(equal_weight="no"), "equal_weight='no'"),
