@@ -98,7 +98,6 @@ def test_presets_are_chosen_by_the_model():
         ({"merge_kept_num": 20}, "merge_kept_num=20"),
         ({"prune_kept_num": (37, 20, 9), "keep_rate": 0.5}, "prune_kept_num and keep_rate"),
         ({"keep_rate": 1.5}, "keep_rate=1.5"),
-        ({"class_token": False, "global_pool": "avg"}, "class token"),
         ({"model": "levit_128s"}, "cannot run on this backbone"),
     ],
 )
