@@ -219,10 +219,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_study(args: argparse.Namespace, config: Any) -> int:
     """Every cell that is not done, one after the other; prints what each found and how long the rest may take."""
-    if config.model.name == "vit":
-        from benchmarks.study_cells import all_cells as cells_of
-    else:
+    if config.name == "study_photos":
         from benchmarks.photo_cells import all_cells as cells_of
+    else:
+        from benchmarks.study_cells import all_cells as cells_of
     try:
         seeds = [int(part) for part in args.seeds.split(",")]
         pattern = re.compile(args.only or ".*")
