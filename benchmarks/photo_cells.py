@@ -1,8 +1,8 @@
 """What the study on photographs trains and evaluates: a pretrained ViT, tuned dense first, then slimmed.
 
 The cheap and decisive ones come first. `untuned`: methods under the tuned dense model's weights. `main`: the methods
-tuned for two epochs at equal multiply-adds, all in the same way. `choose`: one experiment at a time on life regression's
-training, judged on training images that no run has learned from. `untuned` again, at rates that drop less.
+tuned for two epochs at equal multiply-adds, all alike. `choose`: experiments, one at a time, on how life regression is
+trained, judged on training images that no run has learned from. `untuned` again, at rates that drop less.
 """
 
 from __future__ import annotations
