@@ -5,9 +5,13 @@ import os
 import sys
 from pathlib import Path
 
-# The tests compile far more than they compute: cheap code generation halves their time and changes no result beyond
-# rounding. Measurements of speed are not tests.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# The tests compile far more than they compute: cheap code generation takes a tenth of the time and changes no result
+# beyond rounding. Measurements of speed are not tests. SLIM_TEST_AS_USERS=1 compiles as everybody else does.
+CHEAP = "--xla_cpu_use_fusion_emitters=false"
+if os.environ.get("SLIM_TEST_AS_USERS", "0") == "0":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if CHEAP not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 MAPS, MOST_MAPS, EVERY = Path("/proc/self/maps"), 20_000, 25
