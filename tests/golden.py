@@ -15,8 +15,12 @@ import slimvit_jax as slim
 from slimvit_jax.convert.statedict import from_torch
 
 HERE = Path(__file__).parent / "goldens"
-#: For jax.jit where results matter and speed does not: a third of the compile time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+#: For jax.jit: what conftest.py switches off to compile faster, on again, as it is for users.
+AS_USERS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
 BACKBONE = ("img_size", "patch_size", "num_classes", "embed_dim", "depth", "num_heads")
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -26,7 +26,7 @@ def built(lives, **options):
 
 
 def run(model, variables, images=IMAGES, **options):
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options))
     return apply(variables, images)
 
 
@@ -169,7 +169,7 @@ def test_both_trains_its_predictor():
         rngs = {"dropout": jax.random.key(1)}
         return jnp.square(model.apply({"params": params}, IMAGES, train=True, rngs=rngs)).sum()
 
-    gradients = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(variables["params"])
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert np.abs(gradients["slim"]["life_predictor"]["weight"]).max() > 0
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, close, random_variables
+from golden import close, random_variables
 from test_matrix import SPECIAL
 from timm_reference import reference, torch
 
@@ -41,9 +41,7 @@ def build(encoder, method, keep_rate=0.5, **more):
 
 
 def run(model, variables, **keywords):
-    return jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **keywords), compiler_options=FAST_COMPILE)(
-        variables, IMAGES
-    )
+    return jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **keywords))(variables, IMAGES)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -67,7 +65,7 @@ def test_every_method_on_every_encoder(encoder, method):
 def test_images_do_not_depend_on_each_other(encoder, method):
     model = build(encoder, method)
     variables = random_variables(model)
-    apply = jax.jit(lambda v, x: model.apply(v, x), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x))
     logits, turned = apply(variables, IMAGES), apply(variables, IMAGES[::-1])
     assert np.isfinite(logits).all() and model.slim.plan.token_counts[-1] < 20
     np.testing.assert_allclose(turned[::-1], logits, atol=2e-5)
@@ -128,11 +126,11 @@ def test_methods_say_where_their_tokens_are(method):
     model = build("eva02", method, use_abs_pos_emb=False, class_token=False)
     variables = random_variables(model)
     apply = lambda model: model.apply(variables, IMAGES)
-    expected = jax.jit(lambda: apply(model), compiler_options=FAST_COMPILE)()
+    expected = jax.jit(lambda: apply(model))()
     plain = Rotary.coordinates
     try:
         Rotary.coordinates = lambda self: plain(self) + np.float32([3.0, -2.0])
-        shifted = jax.jit(lambda: apply(model), compiler_options=FAST_COMPILE)()
+        shifted = jax.jit(lambda: apply(model))()
     finally:
         Rotary.coordinates = plain
     np.testing.assert_allclose(shifted, expected, atol=2e-4)

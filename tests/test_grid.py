@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -41,7 +41,7 @@ def built(method, family="vit", keep_rate=0.5, **options):
 
 
 def applied(model, variables, **options):
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options))
     return apply(variables, IMAGES)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 
 import slimvit_jax as slim
 
@@ -23,7 +23,7 @@ def dense():
 
 
 def compiled(function):
-    return jax.jit(function, compiler_options=FAST_COMPILE)
+    return jax.jit(function)
 
 
 @functools.cache

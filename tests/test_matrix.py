@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.methods import METHODS
@@ -61,7 +61,7 @@ def variables_of(method, family="vit", keep_rate=0.5):
 @functools.cache
 def inference(method, family="vit", dtype="float32"):
     model = model_of(method, family, dtype)
-    return jax.jit(lambda v, x: model.apply(v, x, return_aux=True), compiler_options=FAST_COMPILE)
+    return jax.jit(lambda v, x: model.apply(v, x, return_aux=True))
 
 
 def teacher_of(model):
@@ -98,7 +98,7 @@ def training(method, family="vit", dtype="float32"):
         losses = model.losses(logits, aux, slim.Targets(labels, teacher=teacher))
         return sum(model.loss_weights()[name] * value.mean() for name, value in losses.items()), (losses, logits)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @methods
@@ -157,7 +157,7 @@ def test_inference(method, family):
 @methods
 def test_a_batch_of_one_equals_the_image_inside_a_batch(method):
     model, variables = model_of(method), variables_of(method)
-    alone = jax.jit(lambda v, x: model.apply(v, x), compiler_options=FAST_COMPILE)(variables, IMAGES[1:2])
+    alone = jax.jit(lambda v, x: model.apply(v, x))(variables, IMAGES[1:2])
     np.testing.assert_allclose(alone[0], inference(method)(variables, IMAGES)[0][1], atol=1e-5)
 
 
@@ -199,6 +199,6 @@ def test_keeping_all_is_the_dense_model(method, family):
     params = {**dense["params"], **({"slim": own["params"]["slim"]} if "slim" in own["params"] else {})}
     model = model_of(method, family, keep_rate=1.0)
     assert model.slim.plan.mlp == (PATCHES,) * DEPTH
-    apply = jax.jit(lambda v, x: model.apply(v, x), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x))
     logits, (expected, _) = apply({**own, "params": params}, IMAGES), inference(None, family)(dense, IMAGES)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE.get(method, 2e-5))

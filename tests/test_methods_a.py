@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, Golden, close, random_variables
+from golden import AS_USERS, Golden, close, random_variables
 
 import slimvit_jax as slim
 from slimvit_jax import losses
@@ -26,7 +26,7 @@ ROUND = ("orig_idx_layer3", "orig_idx_layer6", "orig_idx_layer9")
 STAGES = ("kept_stage0", "kept_stage1", "kept_stage2")
 
 
-def run(model, variables, images, compiler_options=FAST_COMPILE, **options):
+def run(model, variables, images, compiler_options=None, **options):
     apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options), compiler_options=compiler_options)
     return apply(variables, images)
 
@@ -35,7 +35,6 @@ def drawn(model, variables, seeds):
     """The aux of the training path for each seed, compiled once."""
     apply = jax.jit(
         lambda key: model.apply(variables, IMAGES, train=True, return_aux=True, rngs={"dropout": key})[1],
-        compiler_options=FAST_COMPILE,
     )
     return [apply(jax.random.key(seed)) for seed in seeds]
 
@@ -61,7 +60,7 @@ def built(family="vit", method=None, **options):
 def test_ranking_goldens(case, method, options, indices):
     golden = Golden.load(case)
     model, variables = golden.model(method, **options)
-    logits, aux = run(model, variables, golden.images, compiler_options=None)  # as users compile it
+    logits, aux = run(model, variables, golden.images, compiler_options=AS_USERS)
     close(logits, golden.out("logits"))
     assert len(aux.kept) == 3
     for kept, name in zip(aux.kept, indices, strict=True):
@@ -157,7 +156,7 @@ def test_matching_goldens(case):
             "unmerged": merge.unmerge(matching, unit[0]),
         }
 
-    results = jax.jit(everything, compiler_options=FAST_COMPILE)(metric, x, size)
+    results = jax.jit(everything)(metric, x, size)
     for key, ours in results.items():
         if key != "unmerged" or not case["distill_token"]:  # the release's unmerge forgets its own re-ordering there
             close(ours, BSM.out(f"{name}/{key}"), 1e-6)
@@ -230,7 +229,7 @@ def test_matching_properties(protected, length):
         matching = merge.bipartite_soft_matching(metric, 99, protected)
         return matching, *merge.merge_weighted(matching, x, size), merge.merge_sum(matching, x)
 
-    matching, merged, new_size, summed = jax.jit(everything, compiler_options=FAST_COMPILE)(metric, x, size)
+    matching, merged, new_size, summed = jax.jit(everything)(metric, x, size)
     assert matching.held.shape == (2, length - r)
     positions = jnp.concatenate([matching.held, matching.source], axis=1)
     np.testing.assert_array_equal(jnp.sort(positions, axis=1), [list(range(length))] * 2)
@@ -410,9 +409,7 @@ def test_dynamicvit_stays_finite_where_an_image_drops_everything(teacher):
         parts = model.losses(logits, aux, slim.Targets(labels, teacher=(logits, aux) if teacher else None))
         return sum(parts.values()).mean(), (logits, aux.taps["decisions"], parts)
 
-    (_, (logits, decisions, parts)), gradients = jax.jit(
-        jax.value_and_grad(loss, has_aux=True), compiler_options=FAST_COMPILE
-    )(params)
+    (_, (logits, decisions, parts)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert decisions[-1].max() < 1e-6 and np.isfinite(logits).all()
     assert set(parts) == (set(model.slim.loss_weights) if teacher else {"classification", "ratio"})
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))

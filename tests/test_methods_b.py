@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, Golden, close
+from golden import Golden, close
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -32,7 +32,7 @@ def built(method=None, family="vit", **options):
 
 def run(model, variables, images, **options):
     apply = lambda v, x: model.apply(v, x, return_aux=True, **options)
-    return jax.jit(apply, compiler_options=FAST_COMPILE)(variables, images)
+    return jax.jit(apply)(variables, images)
 
 
 # Goldens ---------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_training_gradients(method):
         )
         return sum(model.losses(logits, aux, slim.Targets(labels)).values()).mean()
 
-    step = jax.jit(jax.value_and_grad(loss), compiler_options=FAST_COMPILE)
+    step = jax.jit(jax.value_and_grad(loss))
     value, gradient = step(variables["params"], IMAGES)
     step(variables["params"], -IMAGES)
     assert step._cache_size() == 1 and np.isfinite(value)
@@ -251,7 +251,7 @@ def test_training_gradients(method):
 
 @functools.cache
 def dense_run():
-    return jax.jit(built()[0].apply, compiler_options=FAST_COMPILE)
+    return jax.jit(built()[0].apply)
 
 
 def dense_logits(variables):

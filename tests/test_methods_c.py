@@ -32,14 +32,8 @@ METHODS = {
 FAMILIES = {"vit": {}, "deit_distilled": {}, "registers": dict(reg_tokens=2, no_embed_class=True)}
 
 
-# Compiling is most of what these tests do: half as long with code that runs once anyway.
-quick = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
-
-
 def run(model, variables, images, **options):
-    return quick(lambda v, x: model.apply(v, x, return_aux=True, **options))(variables, images)
+    return jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options))(variables, images)
 
 
 @functools.cache
@@ -303,7 +297,7 @@ def test_inference(method, family):
     model, variables = built(family, method=method, **options)
     traces = []
 
-    @quick
+    @jax.jit
     def infer(variables, images):
         traces.append(images.shape)
         return model.apply(variables, images, return_aux=True, record_tokens=True)
@@ -342,7 +336,7 @@ def test_every_trainable_parameter_gets_a_gradient(method, family):
     if method == "ia_red2":  # without a right prediction no choice is better than another
         labels = LABELS.at[0].set(jax.nn.one_hot(run(model, variables, IMAGES, train=True, rngs=KEY)[0][0].argmax(), 5))
 
-    @quick
+    @jax.jit
     def gradient(params):
         def total(params):
             logits, aux = model.apply({"params": params}, IMAGES, train=True, return_aux=True, rngs=KEY)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 
 import slimvit_jax as slim
 
@@ -68,16 +68,15 @@ def test_the_same_weights_give_the_same_logits_and_gradients_under_nnx():
 def test_jax_transformations(case):
     model, images = built(case)
     variables = random_variables(model)
-    jitted = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     apply = lambda x: model.apply(variables, x)
-    expected = jitted(apply)(images)
-    one_by_one = jitted(jax.vmap(lambda image: apply(image[None])[0]))(images)
+    expected = jax.jit(apply)(images)
+    one_by_one = jax.jit(jax.vmap(lambda image: apply(image[None])[0]))(images)
     np.testing.assert_allclose(one_by_one, expected, atol=1e-5)
-    loss = lambda f: jitted(jax.grad(lambda x: jnp.square(f(x)).sum()))(images)
+    loss = lambda f: jax.jit(jax.grad(lambda x: jnp.square(f(x)).sum()))(images)
     np.testing.assert_allclose(loss(jax.checkpoint(apply)), loss(apply), atol=1e-4)
     assert jax.eval_shape(apply, images).shape == expected.shape
     remat = model.clone(remat=True)
-    np.testing.assert_allclose(jitted(remat.apply)(variables, images), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(remat.apply)(variables, images), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

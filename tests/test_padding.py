@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 from test_matrix import SPECIAL
 
 import slimvit_jax as slim
@@ -89,7 +89,7 @@ def outcome(model, variables, rows: int, gradients: bool):
         each = {name: value[:REAL] for name, value in found.items()}
         return sum(weights[name] * value for name, value in means.items()), (each, means, updates)
 
-    step = jax.jit(jax.value_and_grad(total, has_aux=True) if gradients else total, compiler_options=FAST_COMPILE)
+    step = jax.jit(jax.value_and_grad(total, has_aux=True) if gradients else total)
     return step(variables["params"], *(a[:rows] for a in data(model.img_size[0])))
 
 

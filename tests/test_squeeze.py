@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, Golden, close, random_variables
+from golden import Golden, close, random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -31,7 +31,7 @@ def built(method, **options):
 
 
 def run(model, variables, images=IMAGES, **options):
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options))
     return apply(variables, images)
 
 
@@ -160,7 +160,7 @@ def test_masked_training_computes_what_inference_computes(mode, pool):
     model, variables = built("life_regression", **options)
     expected, _ = run(model, variables)
     apply = lambda v, x: model.apply(v, x, train=True, rngs={"dropout": jax.random.key(0)})
-    masked = jax.jit(apply, compiler_options=FAST_COMPILE)(variables, IMAGES)
+    masked = jax.jit(apply)(variables, IMAGES)
     np.testing.assert_allclose(masked, expected, atol=2e-4)
 
 
@@ -172,7 +172,7 @@ def test_gradients_are_finite(method):
         rngs = {"dropout": jax.random.key(1)}
         return jnp.square(model.apply({**variables, "params": params}, IMAGES, train=True, rngs=rngs)).sum()
 
-    gradients = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(variables["params"])
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, Golden, close, random_variables
+from golden import Golden, close, random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -59,7 +59,7 @@ def test_the_lowest_scores_leave_and_all_rejoin():
     assert model.slim.plan.mlp == (20, 14, 9, 20)
     variables = random_variables(model)
     images = jax.random.normal(jax.random.key(0), (2, 20, 16, 3))
-    _, aux = jax.jit(lambda v: model.apply(v, images, return_aux=True), compiler_options=FAST_COMPILE)(variables)
+    _, aux = jax.jit(lambda v: model.apply(v, images, return_aux=True))(variables)
     assert [k.shape[1] for k in aux.kept] == [14, 9] and aux.features.shape == (2, 21, 32)
     for scores, kept in zip(aux.scores, aux.kept[0], strict=True):
         np.testing.assert_array_equal(kept, np.argsort(-scores)[:14])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, Golden, close, groups, random_variables
+from golden import Golden, close, groups, random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -21,7 +21,7 @@ def test_golden():
     golden = Golden.load("diffrate")
     options = {key: tuple(counts) for key, counts in golden.meta["hyper"].items()}
     model, variables = golden.model("diffrate", **options)
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True))
     logits, aux = apply(variables, golden.images)
     close(logits, golden.out("logits"))
     np.testing.assert_array_equal(np.add(model.slim.plan.mlp, 1), golden.out("tokens_after_block"))
@@ -140,7 +140,7 @@ def test_imposed_scores_rank_the_patches():
     model = slim.create_model("vit", method="diffrate", prune_kept_num=(11, 11, 11), **TINY)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
     scores = jax.random.normal(jax.random.key(1), (1, 36))
-    apply = jax.jit(lambda x: model.apply(variables, x, scores=scores, return_aux=True), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda x: model.apply(variables, x, scores=scores, return_aux=True))
     owner = np.asarray(apply(jnp.ones((1, 24, 24, 3)))[1].taps["owner"])[0, 1:]
     np.testing.assert_array_equal(np.flatnonzero(owner >= 0), np.sort(np.argsort(-scores[0])[:10]))
 
@@ -166,7 +166,7 @@ def test_what_is_learned_is_what_its_counts_compute(pooling):
     assert options == {"prune_kept_num": (37, 31, 25, 9), "merge_kept_num": (37, 25, 15, 9)}
     static = slim.create_model("vit", method="diffrate", **options, **{**TINY, "depth": 4}, global_pool=pooling)
     images = jax.random.normal(jax.random.key(7), (2, 24, 24, 3))
-    run = lambda m, v: jax.jit(lambda v: m.apply(v, images, return_aux=True), compiler_options=FAST_COMPILE)(v)
+    run = lambda m, v: jax.jit(lambda v: m.apply(v, images, return_aux=True))(v)
     logits, aux = run(model, variables)
     expected, reference = run(static, {"params": {k: v for k, v in variables["params"].items() if k != "slim"}})
     np.testing.assert_allclose(logits, expected, atol=2e-5)
@@ -192,7 +192,7 @@ def test_counts_learn():
 
     fewer = jnp.linspace(0, 1, 18) * jnp.arange(1.0, 4.0)[:, None]  # in every layer, and fewer behind the merge
     own = {"prune_rates": fewer, "merge_rates": 1.5 * fewer}
-    either = jax.jit(jax.jacrev(loss), compiler_options=FAST_COMPILE)(own)
+    either = jax.jit(jax.jacrev(loss))(own)
     for gradients in either:
         for name, gradient in gradients.items():
             assert gradient.shape == (3, 18) and np.isfinite(gradient).all(), name

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, random_variables
+from golden import random_variables
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -33,7 +33,7 @@ def built(method, family="vit"):
     name, options = FAMILIES[family]
     options = options | ({"keep_rate": 0.6} if "keep_rate" in METHODS[method].__dataclass_fields__ else {"r": 6})
     model = slim.create_model(name, method=method, track_source=True, **TINY, **options)
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True))
     return model, random_variables(model), apply
 
 

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden import FAST_COMPILE, Golden, close, groups
+from golden import Golden, close, groups
 
 import slimvit_jax as slim
 from slimvit_jax.ops import merge
@@ -16,7 +16,7 @@ from slimvit_jax.ops import merge
 def test_golden():
     golden = Golden.load("pitome")
     model, variables = golden.model("pitome", ratio=golden.meta["hyper"]["ratio"])
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True))
     logits, aux = apply(variables, golden.images)
     close(logits, golden.out("logits"))
     np.testing.assert_array_equal(np.add(model.slim.plan.mlp, 1), golden.out("tokens_after_block"))

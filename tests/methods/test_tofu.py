@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import FAST_COMPILE, Golden, close, groups
+from golden import Golden, close, groups
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -17,7 +17,7 @@ from slimvit_jax.ops import merge
 def test_golden(mlerp, result):
     golden = Golden.load("tofu")
     model, variables = golden.model("tofu", ratio=golden.meta["hyper"]["ratio"], mlerp=mlerp)
-    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True), compiler_options=FAST_COMPILE)
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True))
     logits, aux = apply(variables, golden.images)
     close(logits, golden.out(result))
     np.testing.assert_array_equal(np.add(model.slim.plan.mlp, 1), golden.out("tokens_after_block"))
