@@ -11,6 +11,7 @@ from PIL import Image
 import slimvit_jax as slim
 from slimvit_jax.__main__ import COMMANDS, main
 from slimvit_jax.convert import save
+from slimvit_jax.inference import memory
 
 OPTIONS = dict(img_size=8, patch_size=2, in_chans=1, embed_dim=24, depth=3, num_heads=2, num_classes=10)
 SET = [f"--set={key}={value}" for key, value in OPTIONS.items()]
@@ -164,6 +165,7 @@ BAD = {
     "no data": (["evaluate", "{m}"], "--data NAME is missing"),
     "unknown data": (["evaluate", "{m}", "--data=cats"], "'cats'"),
     "batch size": (["evaluate", "{m}", "--data=digits", "--batch-size=0"], "'0'"),
+    "batch beyond memory": (["benchmark", "--model=vit", *SET, *LIFE, "--batch-size=100000000"], "GiB are free; about"),
     "no image": (["predict", "{f}/none.png", "{m}"], "none.png"),
     "folder as image": (["predict", "{f}", "{m}"], "is a folder"),
     "text as image": (["predict", "{f}/text.png", "{m}"], "text.png"),
@@ -201,6 +203,12 @@ def test_bad_input_is_one_line_and_status_2(case, folder, model, capsys):
     assert main(filled) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and words in printed.err, printed.err
+
+
+def test_a_batch_beyond_memory_is_refused_before_it_is_made(model, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1e5)
+    assert main(["evaluate", *model, "--data=digits", "--batch-size=50"]) == 2
+    assert "batch size 50 takes 0.0 GiB of memory, and 0.0 GiB are free" in capsys.readouterr().err
 
 
 def test_failed_commands_leave_no_file(folder, model):

@@ -124,6 +124,31 @@ def test_blocks_are_ordered_by_number():
     assert optim.layer_names(many) == ("blocks_0", "blocks_9", "blocks_10", "blocks_11")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit", {"global_pool": "map", "class_token": False}),
+        ("deit_distilled", {"method": "evo", "locations": (2,)}),
+        ("lvvit", {"p_emb": "none", "token_labelling": True}),
+        ("levit_distilled", dict(img_size=64, embed_dim=(16, 24), num_heads=(2, 2), depth=(2, 1), key_dim=8)),
+    ],
+)
+def test_the_head_alone_learns(name, options):
+    """All that depends on the number of classes, and the norms that lead into it."""
+    small = {} if "levit" in name else dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
+
+    def leaves(classes):
+        model = slim.create_model(name, num_classes=classes, **small, **options)
+        return flat(jax.eval_shape(lambda: build.init_variables(model, 0))["params"])
+
+    params, other = leaves(3), leaves(5)
+    learning, frozen = optim.select(optim.nested(params), "head")
+    assert {*flat(learning)} | {*flat(frozen)} == {*params} and not {*flat(learning)} & {*flat(frozen)}
+    of_classes = {path for path, leaf in params.items() if leaf.shape != other[path].shape}
+    assert of_classes <= {*flat(learning)}
+    assert {path.rpartition("/")[0] for path in {*flat(learning)} - of_classes} <= {"head/bn", "head_dist/bn"}
+
+
 def test_unknown_part_to_train(config):
     with pytest.raises(SlimError, match="unknown value of trainable 'heads'; .*choices: all, backbone, head, method"):
         optim.select({"head": {"bias": 0}}, "heads")

@@ -101,8 +101,11 @@ def _probe(args: argparse.Namespace, target: common.Target, variables: Any, sour
 
 def _batches(args: argparse.Namespace, target: common.Target, source: Any) -> Any:
     from slimvit_jax.data import eval_batches
+    from slimvit_jax.inference.memory import check_batch
 
-    return eval_batches(source, preprocess=target.preprocess, batch_size=min(args.batch_size, len(source)))
+    size = min(args.batch_size, len(source))
+    check_batch(target.model, size)
+    return eval_batches(source, preprocess=target.preprocess, batch_size=size)
 
 
 def _shown(key: str, row: dict[str, Any]) -> str:

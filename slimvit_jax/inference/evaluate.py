@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from slimvit_jax import fresh
 from slimvit_jax.convert import rules
 from slimvit_jax.errors import SlimError
-from slimvit_jax.inference import timing
+from slimvit_jax.inference import memory, timing
 
 Variables = Any
 Lives = Callable[[int, int], np.ndarray]
@@ -261,6 +261,8 @@ def measure_speed(
         if size % run.devices:
             raise SlimError(f"batch size {size} does not divide over {run.devices} devices")
         shape = (size, *run.model.img_size, run.model.in_chans)
+        if images is None:
+            memory.check_batch(run.model, size)
         batch = np.random.default_rng(0).standard_normal(shape, np.float32) if images is None else images
         samplers[name] = timing.sampler(run.timed_call(batch))
     timings = timing.interleave(samplers, rounds, min_seconds)

@@ -17,6 +17,7 @@ from slimvit_jax.convert import load
 from slimvit_jax.data.mixup import MixupConfig
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
+from slimvit_jax.inference.memory import check_program
 from slimvit_jax.methods import METHODS
 from slimvit_jax.models import weights_path
 from slimvit_jax.slimming import Slimming
@@ -214,7 +215,9 @@ class Stage:
         fitted = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         jitted = jax.jit(self.step_function(), donate_argnums=0, out_shardings=(shardings, whole))
-        return jitted.lower(fitted, batch).compile()
+        program = jitted.lower(fitted, batch).compile()
+        check_program(program, len(jax.tree.leaves(batch["image"])[0]))
+        return program
 
 
 def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, labeller: Any = None) -> Stage:

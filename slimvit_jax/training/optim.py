@@ -37,7 +37,8 @@ def select(params: Params, trainable: str | Iterable[str]) -> tuple[dict[str, An
 
     Args:
       params: the whole tree.
-      trainable: "all", "backbone", "method", "head" (the classifiers alone), or regular expressions of which one must
+      trainable: "all", "backbone", "method", "head" (the classifiers alone, those that
+        only training has too), or regular expressions of which one must
         match a whole path.
 
     Returns:
@@ -54,7 +55,7 @@ def select(params: Params, trainable: str | Iterable[str]) -> tuple[dict[str, An
             "all": lambda path: True,
             "method": is_method,
             "backbone": lambda path: not is_method(path),
-            "head": lambda path: re.match(r"head(_\w+)?/", path) is not None,
+            "head": lambda path: re.match(r"(slim/)?(aux_)?head(_\w+)?/", path) is not None,
         }
         rule = rules[trainable]
         chosen = {path for path in leaves if rule(path)}
