@@ -10,6 +10,7 @@ In short:
 """
 
 from slimvit_jax import losses, methods
+from slimvit_jax.budget import fit_budget
 from slimvit_jax.build import create_model, list_methods, list_models, transform_for
 from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
@@ -38,6 +39,7 @@ __all__ = [
     "Tokens",
     "TrainingRun",
     "create_model",
+    "fit_budget",
     "flops",
     "from_pretrained",
     "from_torch",

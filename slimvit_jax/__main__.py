@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "visualize": ("slimvit_jax.cli.visualize", "draw weight curves, lives and what is kept"),
     "benchmark": ("slimvit_jax.cli.benchmark", "time slimmed models against the dense one"),
     "export": ("slimvit_jax.cli.export", "write the inference function as a StableHLO file"),
+    "tune": ("slimvit_jax.cli.tune", "find the token counts for a latency, without labels and without training"),
     "report": ("slimvit_jax.cli.report", "write the report of a training run anew"),
     "config": ("slimvit_jax.cli.config", "print the complete configuration of a configs/NAME.py"),
 }

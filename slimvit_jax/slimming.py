@@ -12,7 +12,7 @@ and once, at the end, `tokens = method.finish(tokens, train)`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
@@ -78,6 +78,9 @@ class Slimming(Checked, kw_only=True):
     #: On top of that, a factor for the parameters whose whole path ("slim/rtsm_2/norm1/scale") an expression matches.
     parameter_rates: ClassVar[Mapping[str, float]] = {}
 
+    #: Options under which the method serves a dense model's weights as they are, one set each; () where it must learn.
+    untrained: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+
     #: Expressions over whole parameter paths of what inference never reads, such as "slim/rtsm_2/norm1/scale".
     training_only: ClassVar[tuple[str, ...]] = ()
 
@@ -141,6 +144,21 @@ class Slimming(Checked, kw_only=True):
     def rejoins_at(self) -> int | None:
         """1-based layer in front of which all patches that were dropped come back; None: never."""
         return None
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any] | None:
+        """Options, on top of the present ones, by which counts[t - 1] patches are left of layer t.
+
+        Args:
+          counts: one a layer, never growing, each at least `fewest`.
+
+        Returns:
+          Keywords of the method's class; None where it cannot be told how many to leave in every layer.
+        """
+        return None
+
+    def fewest(self, layer: int, patches: int) -> int:
+        """How few of the patches that a 1-based layer takes in `at_counts` can have it leave; all: it drops none."""
+        return patches
 
     def extra_flops(self) -> dict[int, int]:
         """Multiply-adds that the method adds at inference, by 1-based layer."""

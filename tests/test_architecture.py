@@ -24,6 +24,7 @@ LAYERS = (
     ("build",),
     ("convert", "data"),
     ("fuse", "inference"),
+    ("budget",),
     ("training",),
     ("runs", "reports"),
     ("pretrained",),

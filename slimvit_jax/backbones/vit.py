@@ -196,8 +196,6 @@ class VisionTransformer(Backbone, kw_only=True):
     def _positions(self) -> Array:
         return self.pos_embed
 
-    # -----------------------------------------------------------------------------------------------------------------
-
     @property
     def _norm_after_pooling(self) -> bool:
         return self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
@@ -232,17 +230,13 @@ class VisionTransformer(Backbone, kw_only=True):
         self.check_images(images.shape)
         recorded = recorded_layers(record_tokens, self.depth)
         path = train or self.is_initializing()  # so that init creates the parameters that only training uses
-        tokens = self._embed(images, train, mask)
+        tokens = self.embed(images, train, mask)
         if scores is not None:
             if scores.shape != tokens.origin.shape:
                 raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
             tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
         tokens, trail, after = encode(self.blocks, self.slim, tokens, path, recorded, record_tokens is True)
-        mean = self._mean(tokens, train) if self.slim.pools_patches else None
-        norm = (lambda x: x) if self._norm_after_pooling else self.norm
-        tokens = tokens.replace(x=norm(tokens.x))
-        mean = None if mean is None else norm(mean)
-        logits, taps = self._classify(tokens, mean, train)
+        norm, tokens, logits, taps = self.read(tokens, train)
         if not return_aux:
             return logits
         plan = self.slim.train_plan if path else self.slim.plan
@@ -284,7 +278,8 @@ class VisionTransformer(Backbone, kw_only=True):
         pool = pool_flops(held, dim, int(dim * self.mlp_ratio)) if self.global_pool == "map" else 0
         return self.embed_flops(), layers, pool + dim * self.num_classes * (2 if self.distilled else 1)
 
-    def _embed(self, images: Array, train: bool, mask: Array | None) -> Tokens:
+    def embed(self, images: Array, train: bool, mask: Array | None) -> Tokens:
+        """The tokens in front of the first layer."""
         patches, taps = self._patches(images, train, mask)
         batch, n, _ = patches.shape
         names = {"cls_token": self.class_token, "dist_token": self.distilled, "reg_token": self.reg_tokens > 0}
@@ -301,6 +296,13 @@ class VisionTransformer(Backbone, kw_only=True):
         origin = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (batch, n))
         places = None if self.rotary is None else jnp.asarray(self.rotary.coordinates())
         return Tokens(x=x, origin=origin, prefix=self.geometry.prefix_tokens, taps=taps, places=places)
+
+    def read(self, tokens: Tokens, train: bool) -> tuple[Any, Tokens, Array, dict[str, Array]]:
+        """The last norm, the tokens of the last layer normalised, the logits, and taps."""
+        norm = (lambda x: x) if self._norm_after_pooling else self.norm
+        mean = norm(self._mean(tokens, train)) if self.slim.pools_patches else None
+        tokens = tokens.replace(x=norm(tokens.x))
+        return norm, tokens, *self._classify(tokens, mean, train)
 
     def _mean(self, tokens: Tokens, train: bool) -> Array:
         include = self.pool_include_prefix and not self.slim.pools_patches

@@ -51,6 +51,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True) -
         parser.add_argument(
             "--stage", metavar="NAME", help="with --workdir: the weights after this stage, not the last"
         )
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            help="model and method of a config, such as the one that tune writes; with --workdir its method alone",
+        )
         add_weights_arguments(parser)
     add_method_arguments(parser)
 
@@ -181,6 +186,18 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def of_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords for create_model from --config: "name" and the model's options, without --workdir, and the method's."""
+    if not getattr(args, "config", None):
+        return {}
+    from slimvit_jax.training import load_config
+
+    config = load_config(args.config)
+    own = {} if args.workdir else {"name": config.model.name, **config.model.options.to_dict()}
+    chosen = {"method": config.method.name, **config.method.options.to_dict()} if config.method.name else {}
+    return {**own, **(chosen if args.method in (None, config.method.name) else {})}
+
+
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords for `slim.load` from the arguments of `add_weights_arguments`."""
     return {
@@ -215,7 +232,9 @@ def open_target(args: argparse.Namespace) -> Target:
     from slimvit_jax import convert, create_model, open_run
     from slimvit_jax.models import check_weights_of
 
-    options, load = method_options(args), weights_options(args) | {"inference": True}
+    options, load = {**of_config(args), **method_options(args)}, weights_options(args) | {"inference": True}
+    name = options.pop("name", None)
+    name = args.model or name
     if args.workdir:
         if args.model or args.weights:
             raise SlimError("--workdir names model and weights already; leave out --model and --weights")
@@ -224,17 +243,17 @@ def open_target(args: argparse.Namespace) -> Target:
         model = run.create(stage, **options)
         read = functools.partial(run.variables, model, stage, **load)
         return Target(model, f"{run.config.name}/{stage}", preprocess_of(args, model), read, run)
-    if not args.model or not args.weights:
-        lacking = "--model NAME" if not args.model else "--weights FILE"
+    if not name or not args.weights:
+        lacking = "--model NAME" if not name else "--weights FILE"
         raise SlimError(f"{lacking} is missing; give --model with --weights, or --workdir RUN of a training run")
     if args.stage:
         raise SlimError(f"--stage {args.stage} goes with --workdir")
-    model = create_model(args.model, **options)
+    model = create_model(name, **options)
     if not args.weights.startswith("hf-hub:") and not Path(args.weights).exists():
         raise SlimError(f"no weights file {args.weights!r}")
-    check_weights_of(args.model, args.weights, "--weights")
+    check_weights_of(name, args.weights, "--weights")
     read = functools.partial(convert.load, model, args.weights, **load)
-    return Target(model, args.model, preprocess_of(args, model), read)
+    return Target(model, name, preprocess_of(args, model), read)
 
 
 def preprocess_of(args: argparse.Namespace, model: Any) -> Preprocess:

@@ -61,6 +61,7 @@ class ATS(Dropping, Located, kw_only=True):
         training_free=True,
         shapes="static, padded to the most",
     )
+    untrained = ({},)
     keep_all_is_dense: ClassVar[bool] = False
 
     @property

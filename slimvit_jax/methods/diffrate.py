@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any
 
@@ -94,6 +94,7 @@ class DiffRate(Merging, kw_only=True):
         grid="dropped and merged",
         where="inside, every layer",
     )
+    untrained = ({},)
     prunes = True
     in_place_of_keep_rate = ("prune_kept_num", "merge_kept_num", "preset", "target_flops")
 
@@ -113,6 +114,18 @@ class DiffRate(Merging, kw_only=True):
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
         self._counts(geometry)
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any] | None:
+        """Half of what goes is dropped, half merged."""
+        if self.learns:
+            return None
+        others = {n: None for n in ("preset", "keep_rate") if getattr(self, n) is not None}
+        whole, front = (self.bound.num_patches, *counts), self.bound.class_token
+        prune = tuple(m + (n - m) // 2 + front for n, m in zip(whole, counts, strict=False))
+        return {**others, "prune_kept_num": prune, "merge_kept_num": tuple(m + front for m in counts)}
+
+    def fewest(self, layer: int, patches: int) -> int:
+        return patches if self.learns else 1
 
     @property
     def counts(self) -> Counts:

@@ -68,7 +68,13 @@ class DPCKNN(Clustering, kw_only=True):
     merges = True
 
     k_neighbors: Count = 5
+    untrained = ({"equal_weight": True},)
+
     equal_weight: bool = False
+
+    @property
+    def learns_places(self) -> bool:
+        return not self.equal_weight
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class DTEM(ToMe, kw_only=True):
     """
 
     method = "dtem"
+    untrained: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     facts = Facts(
         source="Lee and Hong 2024, movinghoon/DTEM",
         cost="ToMe's, and (P + n) D d per layer",

@@ -115,6 +115,10 @@ class DynamicViT(Dropping, Located, kw_only=True):
     dynamic: bool = False
 
     @property
+    def learns_places(self) -> bool:
+        return True
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule(self.keep_rate, self.locations, self.where, self.of, self.token_ratio)
 

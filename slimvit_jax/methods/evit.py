@@ -53,6 +53,8 @@ class EViT(Dropping, Located, kw_only=True):
         training_free=True,
     )
 
+    untrained = ({}, {"squeeze": "mean"})
+
     fuse_token: bool | None = None
 
     def check_options(self) -> None:
@@ -62,6 +64,12 @@ class EViT(Dropping, Located, kw_only=True):
                 f"fuse_token=True and squeeze={self.squeeze!r}: the dropped patches go into one more token or into the"
                 " kept ones, not into both; leave one of them out"
             )
+
+    def rate_for(self, before: int, after: int) -> float:
+        return round((after - self.fuses - 0.5) / before, 6) if after < before else 1.0
+
+    def fewest(self, layer: int, patches: int) -> int:
+        return min(patches, 1 + self.fuses)
 
     @property
     def fuses(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -80,6 +80,12 @@ class Evo(Located, kw_only=True):
     representative: bool = True
     tradeoff: Fraction | tuple[Fraction, ...] = 0.5
     stage_wise: bool = True
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any] | None:
+        return None  # patches come back at every stage's end
+
+    def fewest(self, layer: int, patches: int) -> int:
+        return patches
 
     def check_options(self) -> None:
         super().check_options()

@@ -56,6 +56,8 @@ class KMedoids(Clustering, kw_only=True):
         where="before",
     )
 
+    untrained = ({},)
+
     cluster_iters: Count = 3
     equal_weight: bool = False
 

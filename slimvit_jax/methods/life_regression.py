@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -103,6 +104,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
         training="soft weights on all patches, or masks",
         where="after",
     )
+    untrained = ({"lives": "coverage", "squeeze": "mean"},)
     in_place_of_keep_rate = ("budgets",)
     score_name = "life"
     predicts_lives = True
@@ -152,6 +154,15 @@ class LifeRegression(Dropping, Located, kw_only=True):
 
     def _counts_at(self, keep_rate: float | tuple[float, ...]) -> tuple[int, ...]:
         return Schedule(keep_rate, self.locations, self.where, self.of).plan(self.bound).attention
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any]:
+        fixed = {} if self.t_base is None and self.lives == "coverage" else {"t_base": self.base}
+        rates: dict[str, Any] = {"sampled_rates": ()} if self.sampled_rates else {}
+        return {"budgets": (self.bound.num_patches, *counts[:-1]), **fixed, **rates}
+
+    def fewest(self, layer: int, patches: int) -> int:
+        learned = self.t_base is not None or self.lives != "coverage"  # weights for the tokens of one layer
+        return patches if layer == self.bound.depth or (learned and layer < self.base) else 1
 
     @property
     def base(self) -> int:

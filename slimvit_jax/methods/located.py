@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from slimvit_jax.options import Share
 from slimvit_jax.plan import Geometry, Plan, Schedule
@@ -45,3 +46,35 @@ class Located(Slimming, kw_only=True):
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
         self.schedule.plan(geometry)
+
+    @property
+    def learns_places(self) -> bool:
+        """Whether every location has parameters of its own, so that trained weights cannot drop elsewhere."""
+        return False
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any] | None:
+        if not self.any_budget:
+            return None
+        drops, before = {}, self.bound.num_patches
+        for layer, after in enumerate(counts, start=1):
+            if after < before or (self.learns_places and layer + self._shift in self.locations):
+                drops[layer + self._shift] = self.rate_for(before, after)
+                before = after
+        others = {name: None for name in self.in_place_of_keep_rate if getattr(self, name) is not None}
+        where = {"locations": tuple(drops), "keep_rate": tuple(drops.values())} if drops else {"keep_rate": 1.0}
+        return {**others, **where}
+
+    def rate_for(self, before: int, after: int) -> float:
+        """The keep rate of a location that makes `after` patches of `before`, in the middle of those that do."""
+        rate = (after - 0.5) / before if self.of == "left" else (after + 0.5) / (before + 0.5)
+        return 1.0 if after == before else round(rate, 6)
+
+    @property
+    def _shift(self) -> int:
+        """From the layer that leaves few patches to the location: what drops before a layer drops behind the last."""
+        return int(self.where == "before")
+
+    def fewest(self, layer: int, patches: int) -> int:
+        last = layer == self.bound.depth and self.where != "inside"  # nothing is computed behind it
+        fixed = self.learns_places and layer + self._shift not in self.locations
+        return patches if last or fixed or not self.any_budget else 1

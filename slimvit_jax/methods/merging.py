@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import merge
 from slimvit_jax.options import Range, Share
 from slimvit_jax.plan import Geometry, Plan
@@ -38,6 +40,9 @@ class Merging(Slimming, kw_only=True):
         """Tokens that go inside every layer."""
         return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
 
+    def fewest(self, layer: int, patches: int) -> int:
+        return patches - merge.most_merges(patches, 0)
+
     def start(self, tokens: Tokens, train: bool) -> Tokens:
         batch, length, _ = tokens.x.shape
         owner = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
@@ -66,17 +71,44 @@ class Merging(Slimming, kw_only=True):
         return size / size.sum(axis=1, keepdims=True)
 
 
+def removed(patches: int, counts: Sequence[int]) -> tuple[int, ...]:
+    """How many tokens go in every layer, where so many are left of it.
+
+    >>> removed(16, (12, 12, 7))
+    (4, 0, 5)
+    """
+    return tuple(before - after for before, after in zip((patches, *counts), counts, strict=False))
+
+
+#: Below, more than half of the tokens would have to go.
+Ratio = Annotated[float, Range(least=0.5, most=1)]
+
+
 class RatioMerging(Merging, kw_only=True):
     """Every layer keeps the same share of the tokens that it takes in: r = floor(T - ratio T) of T tokens go.
 
     Attributes:
-      ratio: the share, in [0.5, 1].
+      ratio: the share, in [0.5, 1]; one for all layers or one per layer.
       keep_rate: in place of ratio: the share of the N patches that a layer computes on average; the ratio that comes
         nearest is used.
     """
 
-    ratio: Annotated[float, Range(least=0.5, most=1)] = 0.9125  # below, more than half of the tokens would have to go
+    untrained = ({},)
+
+    ratio: Ratio | tuple[Ratio, ...] = 0.9125
     keep_rate: Share | None = None
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        super().check_geometry(geometry)
+        if isinstance(self.ratio, tuple) and len(self.ratio) != geometry.depth:
+            raise SlimError(f"ratio={self.ratio} has {len(self.ratio)} entries for {geometry.depth} layers")
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any]:
+        others = {} if self.keep_rate is None else {"keep_rate": None}
+        totals = (n + self.counted(self.bound) for n in (self.bound.num_patches, *counts))
+        gone = removed(self.bound.num_patches, counts)
+        ratios = (max(0.5, 1 - (r + 0.5) / total) if r else 1.0 for r, total in zip(gone, totals, strict=False))
+        return {**others, "ratio": tuple(round(ratio, 6) for ratio in ratios)}
 
     def counted(self, geometry: Geometry) -> int:
         """How many prefix tokens count among the T."""
@@ -91,12 +123,12 @@ class RatioMerging(Merging, kw_only=True):
 
 
 @functools.lru_cache(maxsize=256)
-def _ratio_plan(geometry: Geometry, ratio: float, extra: int) -> Plan:
+def _ratio_plan(geometry: Geometry, ratio: float | tuple[float, ...], extra: int) -> Plan:
     attention, mlp, n = [], [], geometry.num_patches
-    for _ in range(geometry.depth):
+    for each in ratio if isinstance(ratio, tuple) else (ratio,) * geometry.depth:
         attention.append(n)
         total = n + extra
-        n -= min(math.floor(total - total * ratio), merge.most_merges(n, 0))
+        n -= min(math.floor(total - total * each), merge.most_merges(n, 0))
         mlp.append(n)
     return Plan(tuple(attention), tuple(mlp))
 

@@ -35,6 +35,7 @@ class Random(Dropping, Located, kw_only=True):
     method = "random"
     score_name = "random number"
     facts = Facts(source="a baseline", cost="nothing", training_free=True, where="after")
+    untrained = ({"squeeze": "mean"},)
     where = "after"
     of = "left"
 

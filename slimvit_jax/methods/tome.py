@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
-from slimvit_jax.methods.merging import Merging
+from slimvit_jax.methods.merging import Merging, removed
 from slimvit_jax.ops import merge
 from slimvit_jax.options import Kind, Natural, Range, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
@@ -79,6 +79,8 @@ class ToMe(Merging, kw_only=True):
         where="inside, every layer",
     )
 
+    untrained: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
     r: R = 8
     keep_rate: Share | None = None
     prop_attn: bool = True
@@ -93,6 +95,10 @@ class ToMe(Merging, kw_only=True):
                 f"r={self.r!r} merges {max(wanted)} tokens in a layer, but no more than half of the"
                 f" {geometry.num_patches} patches can be merged at once; r must lie in 0..{most}"
             )
+
+    def at_counts(self, counts: Sequence[int]) -> dict[str, Any]:
+        others = {} if self.keep_rate is None else {"keep_rate": None}
+        return {**others, "r": removed(self.bound.num_patches, counts)}
 
     def _wanted(self, geometry: Geometry) -> tuple[int, ...]:
         """r of every layer, not yet clamped."""

@@ -40,6 +40,7 @@ class TopK(Dropping, Located, kw_only=True):
     facts = Facts(
         source="Haurum et al. 2023, JoakimHaurum/TokenReduction", cost="(P + n) D per location", training_free=True
     )
+    untrained = ({}, {"squeeze": "mean"})
     in_place_of_keep_rate = ("token_ratio",)
 
     token_ratio: tuple[Share, ...] | None = None

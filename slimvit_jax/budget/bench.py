@@ -1,0 +1,169 @@
+"""What a search asks for: counts at a cost, how much they disagree, and real times."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slimvit_jax.budget import schedules
+from slimvit_jax.budget.cost import Clock, CostModel
+from slimvit_jax.budget.layerwise import Family, Layerwise
+from slimvit_jax.budget.schedules import Counts, Shape
+from slimvit_jax.budget.search import descend
+from slimvit_jax.inference.evaluate import Inference, measure_speed
+from slimvit_jax.plan import Plan
+from slimvit_jax.slimming import Slimming
+
+Say = Callable[[str], None]
+#: How far the measured time may be from the target before the counts are scaled again.
+CLOSE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A schedule that was looked at.
+
+    Attributes:
+      family, shape: the method with its options, and the schedule's name: "found", or that of one made by hand.
+      counts: patches left of every layer.
+      predicted_ms: of one batch, by the cost model.
+      disagreement: mean over the images.
+      stderr: its standard error.
+      accuracy: share of right answers, where labels were given; else None.
+    """
+
+    family: str
+    shape: str
+    counts: Counts
+    predicted_ms: float
+    disagreement: float
+    stderr: float
+    accuracy: float | None = None
+
+
+class Bench:
+    """What a search asks for: counts at a cost, their disagreement, and times.
+
+    Attributes:
+      images: the images that agreement is measured on.
+      cost: the cost model, which gets better on the way.
+      evaluations: how many schedules were looked at.
+    """
+
+    def __init__(
+        self, model: Any, variables: Any, images: Layerwise, cost: CostModel, families: Mapping[str, Family],
+        labels: Any = None,
+    ) -> None:  # fmt: skip
+        self.model, self.variables, self.images, self.cost, self.families = model, variables, images, cost, families
+        self.labels = None if labels is None else np.asarray(labels)
+        self.patches, self.evaluations = model.geometry.num_patches, 0
+        self.step = max(1, self.patches // 16)
+        self._dense = images.outputs(None)
+        self._known: dict[tuple[str, Counts], np.ndarray] = {}
+        self._timed: Inference | None = None
+        self._plans: dict[tuple[str, Counts], Plan] = {}
+
+    def on(self, images: Layerwise, labels: Any) -> Bench:
+        """The same on other images."""
+        return Bench(self.model, self.variables, images, self.cost, self.families, labels)
+
+    def plan(self, name: str, counts: Counts) -> Plan:
+        """The plan of a family's method at these counts."""
+        if (name, counts) not in self._plans:
+            self._plans[name, counts] = self.families[name].at(counts).plan
+        return self._plans[name, counts]
+
+    def ms(self, name: str, counts: Counts) -> float:
+        """Milliseconds by the cost model."""
+        return self.cost.ms(self.plan(name, counts), name)
+
+    def outputs(self, name: str, counts: Counts) -> np.ndarray:
+        """(n, C), remembered."""
+        if (name, counts) not in self._known:
+            self.evaluations += 1
+            self._known[name, counts] = self.images.outputs(self.families[name], counts)
+        return self._known[name, counts]
+
+    def disagreement(self, name: str, counts: Counts) -> float:
+        """Mean over the images."""
+        return float(self.images.disagreement(self._dense, self.outputs(name, counts)).mean())
+
+    def row(self, name: str, shape: str, counts: Counts) -> Row:
+        """What is told of a schedule."""
+        lost = self.images.disagreement(self._dense, self.outputs(name, counts))
+        error = float(lost.std() / math.sqrt(len(lost)))
+        right = None
+        if self.labels is not None and self.model.num_classes:
+            right = float((self.outputs(name, counts).argmax(axis=1) == self.labels).mean())
+        return Row(name, shape, counts, self.ms(name, counts), float(lost.mean()), error, right)
+
+    def fitted(self, name: str, shapes: Sequence[Shape], limit: float, step: int = 0) -> Counts | None:
+        """The counts of a shape that cost `limit`; of several shapes, those of the one that is scaled least."""
+        method, step = self.families[name].method, step or self.step
+        make = lambda wanted: schedules.allowed(wanted, self.patches, method.fewest, step)
+        made = [schedules.fitted(shape, functools.partial(self.ms, name), limit, make) for shape in shapes]
+        there = [(sum(abs(a - b) for a, b in zip(c, shape(0.5), strict=True)), c)
+                 for c, shape in zip(made, shapes, strict=True) if c is not None]  # fmt: skip
+        return min(there)[1] if there else None
+
+    def best(self, name: str, shapes: Mapping[str, list[Shape]], limit: float) -> tuple[Counts, float] | None:
+        """Of all shapes the counts that disagree least."""
+        made = {self.fitted(name, shape, limit) for shape in shapes.values()} - {None}
+        return min(((c, self.disagreement(name, c)) for c in made if c), key=lambda pair: pair[1], default=None)
+
+    def search(
+        self, name: str, shapes: Mapping[str, list[Shape]], limit: float, most: int, say: Say
+    ) -> tuple[Counts, float] | None:
+        """The best counts of a family."""
+        start = self.best(name, shapes, limit)
+        if start is None:
+            return None
+        told = [time.perf_counter()]
+
+        def progress(done: int, value: float) -> None:
+            if time.perf_counter() - told[0] > 5:
+                told[0] = time.perf_counter()
+                say(f"  {name}: {done} schedules of at most {most}, {value:.4g}")
+
+        say(f"searches {name}, from {start[1]:.4g}")
+        cost, lost = functools.partial(self.ms, name), functools.partial(self.disagreement, name)
+        fewest = self.families[name].method.fewest
+        counts, value, done = descend(start[0], self.patches, cost, lost, limit, fewest, self.step, most, progress)
+        say(f"  {name}: {value:.4g} after {done} schedules")
+        return counts, value
+
+    def times(self, methods: Mapping[Any, Slimming], clock: Clock) -> dict[Any, float]:
+        """Milliseconds of a batch of each, where the dense model takes what the cost model says."""
+        if self._timed is None:
+            self._timed = Inference(self.model.clone(slim=Slimming(geometry=self.model.geometry)), self.variables)
+        models = {key: Inference(self.model.clone(slim=slim), self.variables) for key, slim in methods.items()}
+        speeds = measure_speed(
+            {"": self._timed, **models}, clock.batch_size, rounds=clock.rounds, min_seconds=clock.seconds
+        )
+        dense = speeds[""].seconds
+        ratio = {key: statistics.median(np.divide(speeds[key].seconds, dense)) for key in methods}
+        return {key: ratio[key] * self.cost.dense for key in methods}
+
+    def meet(self, name: str, counts: Counts, limit: float, clock: Clock, say: Say) -> tuple[Counts, float]:
+        """The counts scaled until their measured time is the limit's, and that time."""
+        asked, tried, twice = limit, {}, dataclasses.replace(clock, rounds=2 * clock.rounds)
+        for _ in range(4):
+            times = self.times({name: self.families[name].at(counts)}, twice)
+            tried[counts] = times[name]
+            say(f"measured: {times[name]:.2f} ms of {limit:.2f}")
+            if abs(times[name] / limit - 1) <= CLOSE:
+                break
+            asked *= limit / times[name]
+            again = self.fitted(name, [schedules.scaled(counts, self.patches)], asked, step=1)
+            if again is None or again in tried:
+                break
+            counts = again
+        counts = min(tried, key=lambda c: abs(tried[c] / limit - 1))
+        return counts, tried[counts]

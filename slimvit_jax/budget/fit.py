@@ -1,0 +1,314 @@
+"""`fit_budget`: from a pretrained model, a target and some images to a method and its counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slimvit_jax.budget import schedules
+from slimvit_jax.budget.bench import Bench, Row, Say
+from slimvit_jax.budget.cost import Clock, CostModel, measure
+from slimvit_jax.budget.layerwise import Family, Layerwise
+from slimvit_jax.budget.schedules import Counts, Shape
+from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.methods import METHODS
+from slimvit_jax.methods.diffrate_counts import presets
+from slimvit_jax.options import Positive, kind_of
+from slimvit_jax.slimming import Slimming
+
+logger = logging.getLogger(__name__)
+#: Methods tried on a dense model's weights unless others are named; "all" are those of `Slimming.untrained`.
+USUAL = ("tome", "life_regression", "topk", "diffrate", "pitome")
+#: Speedups that the picture of the front shows beside the one asked for.
+FRONT = (1.2, 1.4, 1.7, 2.0)
+#: Of the schedules to begin with, the one that is not made by hand.
+LIVES = "lives of the data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What `tune` found.
+
+    Attributes:
+      options: that `create_model` takes, the method's name among them.
+      counts: patches left of every layer.
+      target_ms, dense_ms, ms: milliseconds of one batch: asked for, of the dense model, and measured with `options`;
+        the last two timed in turns.
+      measure: what disagreement is: "KL" of the softmaxed logits, or "1 - cosine" of the features.
+      found: the schedule on all images.
+      by_hand: schedules made by hand of the same predicted cost, on all images, the best first.
+      front: these and the found shape at other speeds, on the images of the search.
+      cost: the cost model.
+      evaluations, programs, seconds: of the search.
+    """
+
+    options: dict[str, Any]
+    counts: Counts
+    target_ms: float
+    dense_ms: float
+    ms: float
+    batch_size: int
+    measure: str
+    images: int
+    found: Row
+    by_hand: tuple[Row, ...]
+    front: tuple[Row, ...]
+    cost: CostModel
+    evaluations: int
+    programs: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        plain = dataclasses.asdict(self)
+        plain["cost"]["residual"] = self.cost.residual
+        return plain
+
+
+def fit_budget(
+    model: Any,
+    variables: Any,
+    images: Any = None,
+    *,
+    target_ms: float | None = None,
+    speedup: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Options under which a model meets a latency and disagrees least with the dense model; nothing is trained.
+
+        options = slim.fit_budget(model, variables, images, speedup=1.5)
+        faster = slim.create_model(name, **options)                     with the same variables
+
+    Args:
+      model: of `create_model`, a plain ViT. Without a method, those that need no training are tried; a model with a
+        method keeps it, and gets other counts.
+      variables: its variables.
+      images: (n, H, W, C) float32, a few hundred, prepared for the model (`transform_for`), without labels. None:
+        noise, which tells little about photographs.
+      target_ms: milliseconds that one batch may take.
+      speedup: how many times faster than the dense model, in place of target_ms.
+      **options: of `tune`.
+
+    Returns:
+      Keywords of `create_model`: "method" and its options.
+
+    Raises:
+      SlimError: of `tune`.
+    """
+    return tune(model, variables, images, target_ms=target_ms, speedup=speedup, **options).options
+
+
+def tune(
+    model: Any,
+    variables: Any,
+    images: Any = None,
+    *,
+    target_ms: float | None = None,
+    speedup: float | None = None,
+    methods: str | Sequence[str] = (),
+    batch_size: int = 1,
+    labels: Any = None,
+    search_images: int = 64,
+    finalists: int = 2,
+    evaluations: int = 120,
+    front: Sequence[float] = FRONT,
+    rounds: int = 7,
+    seconds: float = 0.15,
+    progress: Say | None = None,
+) -> Budget:
+    """`fit_budget` with everything that was seen on the way.
+
+    Args:
+      model, variables, images, target_ms, speedup: of `fit_budget`.
+      methods: names to try in place of the usual ones; "all": all that need no training. For a model without a method.
+      batch_size: images per batch whose latency counts.
+      labels: (n,) class indices, for the accuracies of the table; the search does not see them.
+      search_images: how many of the images the search looks at; the result is told on all of them.
+      finalists: methods whose counts are searched, the best at schedules made by hand.
+      evaluations: schedules looked at per finalist.
+      front: further speedups to look at, for the picture.
+      rounds, seconds: samples of every time, and how long each is.
+      progress: called with a line for every step.
+
+    Raises:
+      SlimError: no target or two; one that cannot be met, or that the dense model meets; unknown methods, or a
+        method that cannot be given counts; images that do not fit.
+    """
+    began, say = time.perf_counter(), progress or (lambda line: None)
+    target = _target(target_ms, speedup)
+    clock = Clock(batch_size, rounds, seconds)
+    families = _families(model, methods)
+    images = _images(model, images)
+    if labels is not None and len(labels) != len(images):
+        raise SlimError(f"{len(labels)} labels for {len(images)} images")
+    part = np.linspace(0, len(images) - 1, min(search_images, len(images))).round().astype(int)
+    small = Layerwise(model, variables, images[part])
+    cost = measure(model, variables, clock, say)
+    dense_ms = cost.dense
+    limit = dense_ms / speedup if speedup is not None else target
+    if limit >= dense_ms:
+        raise SlimError(f"target of {limit:.4g} ms: the dense model takes {dense_ms:.4g} ms; nothing is to be dropped")
+    say(f"dense: {dense_ms:.2f} ms a batch of {batch_size}; target {limit:.2f} ms, {dense_ms / limit:.2f} x as fast")
+    bench = Bench(model, variables, small, cost, families)
+    shapes = _shapes(model, variables, images[part])
+
+    say("compares methods at schedules made by hand")
+    starts = ((name, bench.best(name, shapes, limit)) for name in families)
+    starts = ((name, bench.best(name, shapes, limit)) for name in families)
+    first = {name: start[1] for name, start in starts if start is not None}
+    if not first:
+        fastest = min(bench.cost.ms(family.at(_least(family)).plan) for family in families.values())
+        raise SlimError(f"target of {limit:.4g} ms: no method here is faster than {fastest:.4g} ms")
+    ranked = sorted(first, key=lambda name: first[name])
+    for name in ranked:
+        say(f"  {name}: {first[name]:.4g}")
+    chosen = ranked[:finalists]
+    seen = {(name, shape): bench.fitted(name, shapes[shape], limit) for name in chosen for shape in shapes}
+    say(f"times {len(chosen)} methods")
+    times = bench.times({key: families[key[0]].at(c) for key, c in seen.items() if c is not None}, clock)
+    for name in chosen:
+        plans = [(bench.plan(name, c), times[n, s]) for (n, s), c in seen.items() if n == name and c is not None]
+        bench.cost = bench.cost.with_extra(name, plans)
+        say(f"  {name}: adds {bench.cost.extra[name][0]:.2f} ms once, {bench.cost.extra[name][1]:.2f} ms further on")
+    searched = ((name, bench.search(name, shapes, limit, evaluations, say)) for name in chosen)
+    results = {name: result for name, result in searched if result is not None}
+    if not results:
+        raise SlimError(f"target of {limit:.4g} ms: no method here is that fast")
+    name = min(results, key=lambda name: results[name][1])
+    counts, ms = bench.meet(name, results[name][0], limit, clock, say)
+
+    say(f"looks at all {len(images)} images")
+    whole = Layerwise(model, variables, images, programs=small.programs) if len(images) > len(part) else small
+    final = bench.on(whole, labels)
+    found = final.row(name, "found", counts)
+    hand = {(n, s): bench.fitted(n, shapes[s], limit) for n in chosen for s in shapes if s != LIVES}
+    rows = [final.row(n, s, c) for (n, s), c in hand.items() if c is not None]
+    rows.sort(key=lambda row: row.disagreement)
+    say("looks at other speeds")
+    points = _front(bench, name, counts, rows, shapes, [dense_ms / s for s in front] + [limit])
+    method = families[name].at(counts)
+    defaults = {f.name: f.default for f in dataclasses.fields(type(method))}
+    options = {k: v for k, v in method.options().items() if v != defaults[k]}
+    seconds = time.perf_counter() - began
+    kind = "KL" if model.num_classes else "1 - cosine"
+    say(f"found in {seconds:.0f} s: {name}, {ms:.2f} ms, {kind} {found.disagreement:.4g}")
+    return Budget(
+        {"method": method.method, **options},
+        counts,
+        limit,
+        dense_ms,
+        ms,
+        batch_size,
+        kind,
+        len(images),
+        found,
+        tuple(rows),
+        tuple(points),
+        bench.cost,
+        bench.evaluations,
+        small.programs.compiled,
+        seconds,
+    )
+
+
+def _target(target_ms: Any, speedup: Any) -> float:
+    if (target_ms is None) == (speedup is None):
+        raise SlimError(f"target_ms={target_ms!r} and speedup={speedup!r}: give one of them")
+    name, value = ("target_ms", target_ms) if speedup is None else ("speedup", speedup)
+    number: float = kind_of(Positive).value(name, value)
+    if speedup is not None and number <= 1:
+        raise SlimError(f"speedup={speedup!r} must be above 1: that is how many times faster than the dense model")
+    return number
+
+
+def _images(model: Any, images: Any) -> np.ndarray:
+    if images is not None:
+        return np.asarray(images, np.float32)
+    logger.warning("fit_budget without images: noise stands for them, on which models agree otherwise than on yours")
+    return np.random.default_rng(0).standard_normal((32, *model.img_size, model.in_chans), np.float32)
+
+
+def _families(model: Any, methods: str | Sequence[str]) -> dict[str, Family]:
+    """The model's own method, or those that need no training, by name."""
+    own = getattr(model, "slim", None)
+    if not isinstance(own, Slimming):
+        raise SlimError(f"a model of create_model is due, not {type(model).__name__}")
+    if own.method != Slimming.method:
+        if methods:
+            raise SlimError(f"methods={methods!r}: the model has method {own.method!r}, whose counts are searched")
+        if own.at_counts((own.bound.num_patches,) * own.bound.depth) is None:
+            raise SlimError(f"method {own.method!r} cannot be told how many patches to leave in every layer")
+        if own.rejoins_at is not None:
+            raise SlimError(f"method {own.method!r}: dropped patches come back at layer {own.rejoins_at}; not fitted")
+        return {own.method: Family(own.method, own)}
+    free = [name for name, cls in METHODS.items() if cls.untrained]
+    wanted = (methods,) if isinstance(methods, str) and methods != "all" else methods
+    names = free if methods == "all" else list(wanted) or list(USUAL)
+    families = {}
+    for name in names:
+        if name not in free:
+            raise unknown("method that needs no training", name, free)
+        for fixed in METHODS[name].untrained:
+            said = ", ".join(f"{key}={value}" for key, value in fixed.items())
+            label = f"{name} ({said})" if said else name
+            families[label] = Family(label, _bound(METHODS[name], fixed, own.bound))
+    return families
+
+
+def _bound(cls: type[Slimming], fixed: Mapping[str, Any], geometry: Any) -> Slimming:
+    """A method on a backbone of any depth."""
+    at = {"locations": (geometry.depth,)} if "locations" in cls.__dataclass_fields__ else {}
+    options: dict[str, Any] = {**fixed, **at}
+    return cls(**options).bind(geometry)
+
+
+def _least(family: Family) -> Counts:
+    """The fewest patches that a family can leave."""
+    geometry = family.method.bound
+    return schedules.allowed((1,) * geometry.depth, geometry.num_patches, family.method.fewest)
+
+
+def _published(geometry: Any) -> dict[str, list[float]]:
+    """The shares of the patches that DiffRate's published counts leave, of models of this depth and best this width."""
+    same = [entry for entry in presets().values() if entry["depth"] == geometry.depth]
+    same = [entry for entry in same if entry["dim"] == geometry.dim] or same
+    return {
+        f"{number} {name}": [(kept - 1) / entry["patches"] for kept in counts[1]]
+        for number, entry in enumerate(same)
+        for name, counts in entry["counts"].items()
+    }
+
+
+def _shapes(model: Any, variables: Any, images: np.ndarray) -> dict[str, list[Shape]]:
+    """Schedules to begin with, by name: those made by hand, and what the lives of the data say."""
+    geometry = model.geometry
+    shapes = schedules.by_hand(geometry.num_patches, geometry.depth, _published(geometry))
+    if not model.slim.predicts_lives:
+        return shapes
+    run = jax.jit(lambda variables, images: model.apply(variables, images, return_aux=True)[1].scores)
+    lives = np.concatenate([run(variables, jnp.asarray(images[i : i + 16])) for i in range(0, len(images), 16)])
+    return shapes | {LIVES: [schedules.from_lives(lives.tolist(), geometry.depth)]}
+
+
+def _front(
+    bench: Bench, name: str, counts: Counts, rows: Sequence[Row], shapes: Mapping[str, list[Shape]],
+    limits: Sequence[float],
+) -> list[Row]:  # fmt: skip
+    """The found shape and every schedule made by hand, under the method that it is best with, at several costs."""
+    best = {row.shape: row.family for row in reversed(rows)}
+    found = {"found": (name, [schedules.scaled(counts, bench.patches)])}
+    curves = found | {shape: (family, shapes[shape]) for shape, family in best.items()}
+    points = []
+    for shape, (family, own) in curves.items():
+        for limit in sorted(limits):
+            fitted = counts if (shape, limit) == ("found", limits[-1]) else bench.fitted(family, own, limit)
+            if fitted is not None:
+                points.append(bench.row(family, shape, fitted))
+    return points

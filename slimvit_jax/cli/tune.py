@@ -1,0 +1,148 @@
+"""`python -m slimvit_jax tune`: method and token counts for a latency, from unlabelled images, without training."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimvit_jax.cli import common
+from slimvit_jax.errors import SlimError
+from slimvit_jax.reports import tables
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the `tune` command."""
+    parser = subparsers.add_parser(
+        "tune",
+        help="find the token counts for a latency, without labels and without training",
+        description="Measures what a layer costs on this machine, then searches the method and the number of patches "
+        "that every layer leaves which meet the target and disagree least with the dense model on the images. Writes "
+        "DIR/config.py, which train, evaluate, predict, export and serve take as --config, DIR/budget.json with "
+        "everything that was seen, and DIR/front.png. A run with a method keeps it; else methods that need no training "
+        "are tried.",
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--target-ms", type=float, metavar="MS", help="milliseconds that one batch may take")
+    target.add_argument("--target-speedup", type=float, metavar="X", help="times as fast as the dense model")
+    common.add_model_arguments(parser)
+    parser.add_argument("--methods", metavar="NAME,...", help="methods to try, or all; default: the usual ones")
+    parser.add_argument(
+        "--images", metavar="DIR", help="images without labels, in any folders; else --data or the run's"
+    )
+    parser.add_argument("--limit", type=common.positive, default=256, metavar="N", help="images (default: %(default)s)")
+    parser.add_argument("--search-images", type=common.positive, default=64, metavar="N", help="default: %(default)s")
+    parser.add_argument("--evaluations", type=common.positive, default=120, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice of images")
+    parser.add_argument("--out", metavar="DIR", default="tuned", help="where the files go (default: %(default)s)")
+    common.add_image_arguments(parser, batch_size=1)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches, prints the table, writes the files."""
+    if args.images and args.data:
+        raise SlimError(f"--images {args.images} and --data {args.data}: give one of them")
+    target = common.open_target(args)
+    methods = args.methods if args.methods in (None, "all") else args.methods.split(",")
+    images, labels, said = _images(args, target)
+    folder = common.writable_folder(args.out)
+
+    from slimvit_jax.budget import tune
+    from slimvit_jax.files import write_json, write_text
+    from slimvit_jax.inference.timing import describe_machine
+    from slimvit_jax.reports.front import draw_front, front_table
+
+    began = time.perf_counter()
+    say = lambda line: print(f"{time.perf_counter() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
+    budget = tune(
+        target.model,
+        target.load(),
+        images,
+        target_ms=args.target_ms,
+        speedup=args.target_speedup,
+        methods=methods or (),
+        batch_size=args.batch_size,
+        labels=labels,
+        search_images=args.search_images,
+        evaluations=args.evaluations,
+        progress=say,
+    )
+    about = {"command": shlex.join(["slimvit", *sys.argv[1:]]), "model": target.title, "data": said}
+    write_json(folder / "budget.json", {**about, "machine": describe_machine(), **budget.to_dict()})
+    write_text(folder / "config.py", _config(args, target, budget))
+    draw_front(folder / "front.png", budget, f"{target.title}, {said}")
+    tables.show(front_table(budget))
+    tables.show(*(str(folder / name) for name in ("config.py", "budget.json", "front.png")))
+    return 0
+
+
+def _images(args: argparse.Namespace, target: common.Target) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """So many images, drawn by the seed, their labels where they are known, and what they are."""
+    import numpy as np
+
+    random = np.random.default_rng(args.seed)
+    if args.images:
+        from slimvit_jax.data.folder import SUFFIXES
+
+        folder = Path(args.images)
+        if not folder.is_dir():
+            raise SlimError(f"--images {args.images}: there is no such folder")
+        files = sorted(str(f) for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        if not files:
+            raise SlimError(f"--images {args.images}: no images in it; suffixes read: {' '.join(SUFFIXES)}")
+        chosen = [files[i] for i in sorted(random.permutation(len(files))[: args.limit])]
+        pixels = common.read_images(chosen, target.preprocess)
+        return target.preprocess.normalise(pixels), None, f"{len(chosen)} images of a folder"
+    source = common.open_source(args, target)
+    records = [source[int(i)] for i in sorted(random.permutation(len(source))[: args.limit])]
+    pixels = np.stack([target.preprocess.pixels(record["image"], record["name"]) for record in records])
+    labels = np.asarray([record["label"] for record in records]) if target.model.num_classes else None
+    return target.preprocess.normalise(pixels), labels, f"{len(records)} images of {source.name} {source.split}"
+
+
+def _config(args: argparse.Namespace, target: common.Target, budget: Any) -> str:
+    """The text of a config with the model, the method found and a stage that trains it further."""
+    options, method = dict(budget.options), budget.options["method"]
+    del options["method"]
+    if target.run is not None:
+        name, model = target.run.config.model.name, target.run.config.model.options.to_dict()
+        weights, data = str(target.run.weights(args.stage)), target.run.config.data.name
+    else:
+        given = {**common.of_config(args), **common.parse_options(args.options)}
+        name, weights, data = target.title, args.weights, args.data or "folder"
+        model = {key: getattr(target.model, key) for key in given if key in target.model.options()}
+    lines = "".join(f"        {key!r}: {value!r},\n" for key, value in options.items())
+    return f'''"""{name} with {method}, {budget.ms:.2f} ms a batch of {budget.batch_size} where it was tuned.
+
+    slimvit evaluate --config=FILE --weights={weights} ...          predict, export and serve likewise
+    slimvit train --config=FILE --workdir=DIR --config.data.data_dir=IMAGES
+
+Found by slimvit tune: {budget.dense_ms / budget.ms:.2f} x as fast as the dense model, {budget.measure} \\
+{budget.found.disagreement:.4g} from it on {budget.images} images.
+"""
+
+from slimvit_jax.training.config import add_stage, default_config
+
+
+def get_config():
+    config = default_config()
+    config.name = "tuned"
+    config.model.name = {name!r}
+    config.model.options = {model!r}
+    config.method.name = {method!r}
+    config.method.options = {{
+{lines}    }}
+    config.init.path = {weights!r}
+    config.data.name = {data!r}
+    config.augment.update(kind="crop", crop_scale=(0.35, 1.0), hflip=0.5)
+    add_stage(config, "finetune", epochs=2.0, lr={{"backbone": 2e-5}}, warmup_epochs=0.1)
+    return config
+'''

@@ -1,0 +1,238 @@
+"""Token counts for a latency: the cost model, the search on synthetic costs, and one run from end to end."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+import slimvit_jax as slim
+from slimvit_jax.__main__ import main
+from slimvit_jax.budget import schedules, tune
+from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
+from slimvit_jax.budget.layerwise import Family, Layerwise, divergence, turned
+from slimvit_jax.budget.search import descend, neighbours
+from slimvit_jax.methods import METHODS
+from slimvit_jax.plan import Geometry, Plan
+
+GEOMETRY = Geometry(grid=(16, 16), depth=12, dim=384, heads=6, mlp_hidden=1536)
+ANY = lambda layer, patches: 1
+SMALL = dict(img_size=24, patch_size=4, in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=3)
+
+
+# Schedules ------------------------------------------------------------------------------------------------------------
+
+
+def test_allowed_counts_never_grow_and_leave_what_a_layer_must():
+    assert schedules.allowed((15.4, 20, 3, 0), 16, lambda layer, n: n // 2) == (15, 15, 7, 3)
+    assert schedules.allowed((196, 150), 196, ANY, step=8) == (196, 152)
+
+
+@pytest.mark.parametrize("limit", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("name", ["three drops", "constant r", "DiffRate's counts"])
+def test_schedules_made_by_hand_come_to_the_cost_asked_for(name, limit):
+    shapes = schedules.by_hand(256, 12, {"a": [1 - t / 24 for t in range(1, 13)]})
+    cost = lambda counts: sum(counts) / (12 * 256)
+    make = lambda wanted: schedules.allowed(wanted, 256, ANY)
+    counts = schedules.fitted(shapes[name][0], cost, limit, make)
+    assert limit - 0.01 < cost(counts) <= limit
+    assert schedules.fitted(shapes[name][0], cost, 1e-4, make) is None
+
+
+def test_three_drops_are_life_regressions():
+    assert schedules.three_drops(196, 12)(0.3)[3:] == [138] * 3 + [97] * 3 + [68] * 3
+
+
+def test_a_scaled_schedule_is_itself_at_a_half():
+    assert schedules.scaled((16, 12, 12, 5), 16)(0.5) == pytest.approx([16, 12, 12, 5])
+    assert schedules.scaled((16, 12, 12, 5), 16)(0.0) == [16] * 4
+
+
+def test_lives_say_how_many_patches_are_needed():
+    """Of four patches one dies after layer 2, two after layer 3: layers 1 and 2 compute all, layer 4 one."""
+    shape = schedules.from_lives([[2.5, 3.5, 3.5, 9.0]], depth=4)
+    assert shape(0.5) == [4, 3, 1, 1]
+    assert shape(0.0) == [4] * 4 and shape(1.0)[-1] == 1
+
+
+# The cost -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fit_recovers_a_quadratic():
+    truth = lambda n: 0.2 + 3e-3 * n + 2e-6 * n * n
+    measured = {n: 12 * truth(n) for n in (257, 200, 150, 100, 50)}
+    assert fit_layer(measured, 12) == pytest.approx((0.2, 3e-3, 2e-6))
+    cost = CostModel(GEOMETRY, 1.5, fit_layer(measured, 12), measured=measured)
+    assert cost.dense == pytest.approx(1.5 + 12 * truth(257))
+    assert cost.residual < 1e-9
+    flat = fit_layer({n: 12 * 0.5 for n in (257, 150, 50)}, 12)
+    assert flat[0] == pytest.approx(0.5) and min(flat) >= 0
+
+
+def test_what_a_method_adds_is_told_from_its_measured_plans():
+    cost = CostModel(GEOMETRY, 1.0, (0.1, 2e-3, 1e-6))
+    once = Plan((256,) * 4 + (128,) * 8, (256,) * 4 + (128,) * 8)
+    often = Plan(tuple(256 - 8 * t for t in range(12)), tuple(248 - 8 * t for t in range(12)))
+    assert reductions(once, 256) == (1.0, 0.0) and reductions(Plan.full(256, 12), 256) == (0.0, 0.0)
+    assert reductions(often, 256)[1] == pytest.approx(sum(256 - 8 * t for t in range(1, 12)) / 256)
+    seen = [(once, cost.ms(once) + 0.5), (often, cost.ms(often) + 0.5 + 0.25 * reductions(often, 256)[1])]
+    assert cost.with_extra("m", seen).extra["m"] == pytest.approx((0.5, 0.25))
+
+
+# The search -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_search_finds_a_planted_optimum_without_going_over_the_cost():
+    """Dropping in layer t hurts by a weight that is small in two layers alone: there the drops belong."""
+    patches, depth = 64, 8
+    weights = np.array([9, 9, 1, 9, 9, 1.5, 9, 9.0])
+    cost = lambda counts: sum(counts) / (depth * patches)
+    harm = lambda counts: float(weights @ np.square(-np.diff([patches, *counts]))) / 1e4
+    start = schedules.fitted(schedules.even(patches, depth), cost, 0.7, lambda w: schedules.allowed(w, patches, ANY, 2))
+    told = []
+    counts, value, seen = descend(
+        start, patches, cost, harm, 0.7, ANY, 2, 400, lambda done, value: told.append((done, value))
+    )
+    drops = -np.diff([patches, *counts])
+    assert value == harm(counts) < 0.5 * harm(start) and cost(counts) <= 0.7
+    assert set(np.argsort(drops)[-2:]) == {2, 5}
+    assert seen <= 400 and [v for _, v in told] == sorted((v for _, v in told), reverse=True)
+
+
+def test_neighbours_keep_the_layers_in_front_and_the_cost():
+    cost = lambda counts: sum(counts) / (6 * 60)
+    counts = (60, 52, 44, 36, 28, 20)
+    found = list(neighbours(counts, 3, 8, 60, cost, cost(counts), lambda layer, n: (n + 1) // 2, 2))
+    assert found and all(other[:2] == counts[:2] and other[2] != counts[2] for other in found)
+    assert all(cost(counts) - 0.03 < cost(other) <= cost(counts) for other in found)
+
+
+# Agreement ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dense():
+    images = np.random.default_rng(0).normal(size=(5, 24, 24, 1)).astype(np.float32)
+    model = slim.create_model("vit", **SMALL)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    return model, variables, images
+
+
+def test_divergence_and_turned_on_paper():
+    logits = np.log(np.array([[0.5, 0.5], [0.9, 0.1]]))
+    other = np.log(np.array([[0.25, 0.75], [0.9, 0.1]]))
+    assert divergence(logits, other) == pytest.approx([0.5 * np.log(4 / 3), 0])
+    assert turned(np.array([[1.0, 0], [1, 1]]), np.array([[0, 2.0], [3, 3]])) == pytest.approx([1, 0])
+
+
+def _families(model):
+    for name, cls in METHODS.items():
+        for fixed in cls.untrained:
+            places = {"locations": (2,)} if "locations" in cls.__dataclass_fields__ else {}
+            yield Family(f"{name} {fixed}", cls(**fixed, **places).bind(model.geometry))
+
+
+def test_layer_by_layer_is_what_the_models_compute(dense):
+    """Every method that needs no training, at two schedules that share their first layer."""
+    model, variables, images = dense
+    layers = Layerwise(model, variables, images, batch_size=4)
+    assert np.allclose(layers.outputs(None), jax.jit(model.apply)(variables, images), atol=1e-5)
+    for family in _families(model):
+        for wanted in ((30, 20, 20), (30, 20, 12)):
+            counts = schedules.allowed(wanted, 36, family.method.fewest)
+            assert (*family.at(counts).plan.attention[1:], family.at(counts).plan.mlp[-1]) == counts
+            if family.name in ("tome {}", "evit {}", "life_regression {'lives': 'coverage', 'squeeze': 'mean'}"):
+                found = layers.outputs(family, counts)  # these have hooks at every place of a layer
+        if family.name in ("tome {}", "evit {}", "life_regression {'lives': 'coverage', 'squeeze': 'mean'}"):
+            whole = jax.jit(model.clone(slim=family.at(counts)).apply)(variables, images)
+            assert np.allclose(found, whole, atol=1e-5), family.name
+
+
+def test_programs_are_shared(dense):
+    model, variables, images = dense
+    layers = Layerwise(model, variables, images, batch_size=4)
+    layers.outputs(None)
+    assert layers.programs.compiled == 3  # both halves of a layer, and the head; not one a layer
+    family = next(f for f in _families(model) if f.method.method == "random")
+    layers.outputs(family, (36, 20, 20))
+    before = layers.programs.compiled
+    layers.outputs(family, (20, 20, 20))
+    assert layers.programs.compiled == before  # the same numbers of tokens elsewhere
+
+
+# From end to end ------------------------------------------------------------------------------------------------------
+
+
+def test_fit_budget_gives_options_that_meet_the_target(tmp_path):
+    """Layers that take most of the time, and little asked for: a busy machine's clock does not decide."""
+    images = np.random.default_rng(0).normal(size=(6, 48, 48, 1)).astype(np.float32)
+    model = slim.create_model("vit", **SMALL | {"img_size": 48, "embed_dim": 64})
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    said = []
+    budget = tune(
+        model, variables, images, speedup=1.02, methods="random", labels=np.zeros(6, int), batch_size=6,
+        search_images=6, evaluations=6, front=(), rounds=2, seconds=0.03, progress=said.append,
+    )  # fmt: skip
+    faster = slim.create_model("vit", **SMALL | {"img_size": 48, "embed_dim": 64}, **budget.options)
+    assert jax.eval_shape(faster.apply, variables, images).shape == (6, 3)
+    assert (*faster.slim.plan.attention[1:], faster.slim.plan.mlp[-1]) == budget.counts
+    assert budget.counts[-1] < 144 and budget.found.accuracy is not None and said
+    assert budget.by_hand and {row.shape for row in budget.by_hand} <= {"three drops", "constant r"}
+    from slimvit_jax.reports.front import draw_front, front_table
+
+    assert draw_front(tmp_path / "front.svg", budget).stat().st_size > 1000
+    assert front_table(budget).row_count == 1 + len(budget.by_hand)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(), "target_ms=None and speedup=None"),
+        (dict(speedup=1.5, target_ms=3.0), "give one of them"),
+        (dict(speedup=0.9), "speedup=0.9 must be above 1"),
+        (dict(target_ms=-1.0), "target_ms=-1.0 must be"),
+        (dict(speedup=1.5, methods="avit"), "unknown method that needs no training 'avit'"),
+        (dict(speedup=1.5, labels=[1]), "1 labels for 5 images"),
+        (dict(speedup=1.5, images=np.zeros((5, 8, 8, 1))), "images of shape"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_measured(dense, change, words):
+    model, variables, images = dense
+    with pytest.raises(slim.SlimError, match=words):
+        tune(model, variables, change.pop("images", images), **change)
+
+
+def test_methods_that_cannot_be_told_counts_are_refused(dense):
+    model, variables, images = dense
+    own = slim.create_model("vit", "evo", locations=(2, 3), **SMALL)
+    with pytest.raises(slim.SlimError, match="method 'evo' cannot be told how many patches to leave"):
+        tune(own, variables, images, speedup=1.5)
+
+
+def test_a_config_of_tune_is_a_config(tmp_path):
+    from slimvit_jax.cli import tune as command
+    from slimvit_jax.cli.common import of_config
+    from slimvit_jax.training import load_config
+
+    @dataclasses.dataclass
+    class Target:
+        model: object
+        title: str = "vit"
+        run: None = None
+
+    model = slim.create_model("vit", **SMALL)
+    budget = type("B", (), {"options": {"method": "tome", "r": (4, 0, 8)}, "ms": 2.0, "dense_ms": 3.0,
+                            "batch_size": 1, "measure": "KL", "images": 5,
+                            "found": type("R", (), {"disagreement": 0.1})})  # fmt: skip
+    words = [f"{key}={value}" for key, value in SMALL.items()]
+    args = type("A", (), {"options": words, "weights": "w.safetensors", "data": None, "config": None,
+                          "workdir": None, "method": None})  # fmt: skip
+    file = tmp_path / "config.py"
+    file.write_text(command._config(args, Target(model), budget))
+    config = load_config(file)
+    assert config.method.name == "tome" and config.method.options.r == (4, 0, 8)
+    args.config = str(file)
+    options = of_config(args)
+    assert slim.create_model(**options).slim.plan.mlp == (32, 32, 24)
+    assert importlib.util.find_spec("slimvit_jax.cli.tune") and main(["tune", "--help"]) == 0
