@@ -3,6 +3,7 @@
 Reads one JSON request per line from standard input and answers each with one JSON line on standard output:
 
     {"build": NAME, "batch": B, "dtype": "float32", "compile": false, "device": "cpu", "threads": 2}   -> {"id": 0}
+                                                     and "side" for images of another side than the model's own
     {"time": 0, "repeats": 3}                                                      -> {"wall": seconds, "cpu": seconds}
 
 An error is answered as {"error": "..."}; the worker goes on. `Timm` is the other end.
@@ -59,9 +60,12 @@ class Timm:
             raise WorkerError(answer["error"])
         return answer
 
-    def build(self, name: str, batch: int, dtype: str, compiled: bool, device: str, threads: int) -> int:
-        """Makes and warms up a model; returns the number to time it by."""
-        return self.ask(build=name, batch=batch, dtype=dtype, compile=compiled, device=device, threads=threads)["id"]
+    def build(
+        self, name: str, batch: int, dtype: str, compiled: bool, device: str, threads: int, side: int | None = None
+    ) -> int:
+        """Makes and warms up a model, of another image side where one is given; returns the number to time it by."""
+        how = {"batch": batch, "dtype": dtype, "compile": compiled, "device": device, "threads": threads, "side": side}
+        return self.ask(build=name, **how)["id"]
 
     def sampler(self, number: int):
         """A `slimvit_jax.inference.timing.Sampler` of that model."""
@@ -98,8 +102,10 @@ class _Server:
         if request["device"] == "cpu":
             torch.set_num_threads(request["threads"])
         dtype = getattr(torch, request["dtype"])
-        model = self.timm.create_model(request["build"]).eval().to(request["device"], dtype)
-        size = model.pretrained_cfg["input_size"]
+        side = request.get("side")
+        other = {} if side is None else {"img_size": side}
+        model = self.timm.create_model(request["build"], **other).eval().to(request["device"], dtype)
+        size = model.pretrained_cfg["input_size"] if side is None else (3, side, side)
         images = torch.randn(request["batch"], *size, device=request["device"], dtype=dtype)
         run = torch.compile(model) if request["compile"] else model
         for _ in range(2):

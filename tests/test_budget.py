@@ -236,3 +236,21 @@ def test_a_config_of_tune_is_a_config(tmp_path):
     options = of_config(args)
     assert slim.create_model(**options).slim.plan.mlp == (32, 32, 24)
     assert importlib.util.find_spec("slimvit_jax.cli.tune") and main(["tune", "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--target-speedup=0.5"], "speedup=0.5 must be above 1"),
+        (["--target-ms=3", "--methods=tome,foo"], "unknown method that needs no training 'foo'"),
+        (["--target-ms=3"], "no images to agree on: give --images DIR, or --data NAME"),
+        (["--target-ms=3", "--images=nowhere"], "--images nowhere: there is no such folder"),
+        (["--target-ms=3", "--images=a", "--data=digits"], "--images a and --data digits: give one of them"),
+        (["--target-ms=3", "--config=nowhere.py"], "no config file 'nowhere.py'"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, words, said):
+    (tmp_path / "w.safetensors").touch()
+    model = ["--model=vit", f"--weights={tmp_path / 'w.safetensors'}", f"--out={tmp_path / 'out'}"]
+    assert main(["tune", *model, *words]) == 2
+    assert said in capsys.readouterr().err

@@ -151,6 +151,19 @@ class Bench:
         ratio = {key: statistics.median(np.divide(speeds[key].seconds, dense)) for key in methods}
         return {key: ratio[key] * self.cost.dense for key in methods}
 
+    def learn_extra(
+        self, names: Sequence[str], shapes: Mapping[str, list[Shape]], limit: float, clock: Clock, say: Say
+    ) -> None:
+        """Has the cost model know what these families' methods add, from real times of the shapes."""
+        made = {(name, shape): self.fitted(name, own, limit) for name in names for shape, own in shapes.items()}
+        seen = {key: counts for key, counts in made.items() if counts is not None}
+        times = self.times({key: self.families[key[0]].at(counts) for key, counts in seen.items()}, clock)
+        for name in names:
+            plans = [(self.plan(name, counts), times[key]) for key, counts in seen.items() if key[0] == name]
+            self.cost = self.cost.with_extra(name, plans)
+            first, later = self.cost.extra[name]
+            say(f"  {name}: adds {first:.2f} ms once, {later:.2f} ms further on")
+
     def meet(self, name: str, counts: Counts, limit: float, clock: Clock, say: Say) -> tuple[Counts, float]:
         """The counts scaled until their measured time is the limit's, and that time."""
         asked, tried, twice = limit, {}, dataclasses.replace(clock, rounds=2 * clock.rounds)

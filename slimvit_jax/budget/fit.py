@@ -142,9 +142,9 @@ def tune(
         method that cannot be given counts; images that do not fit.
     """
     began, say = time.perf_counter(), progress or (lambda line: None)
-    target = _target(target_ms, speedup)
+    target = check_target(target_ms, speedup)
     clock = Clock(batch_size, rounds, seconds)
-    families = _families(model, methods)
+    families = families_of(model, methods)
     images = _images(model, images)
     if labels is not None and len(labels) != len(images):
         raise SlimError(f"{len(labels)} labels for {len(images)} images")
@@ -157,7 +157,7 @@ def tune(
         raise SlimError(f"target of {limit:.4g} ms: the dense model takes {dense_ms:.4g} ms; nothing is to be dropped")
     say(f"dense: {dense_ms:.2f} ms a batch of {batch_size}; target {limit:.2f} ms, {dense_ms / limit:.2f} x as fast")
     bench = Bench(model, variables, small, cost, families)
-    shapes = _shapes(model, variables, images[part])
+    shapes = shapes_of(model, variables, images[part])
 
     say("compares methods at schedules made by hand")
     starts = ((name, bench.best(name, shapes, limit)) for name in families)
@@ -170,13 +170,8 @@ def tune(
     for name in ranked:
         say(f"  {name}: {first[name]:.4g}")
     chosen = ranked[:finalists]
-    seen = {(name, shape): bench.fitted(name, shapes[shape], limit) for name in chosen for shape in shapes}
     say(f"times {len(chosen)} methods")
-    times = bench.times({key: families[key[0]].at(c) for key, c in seen.items() if c is not None}, clock)
-    for name in chosen:
-        plans = [(bench.plan(name, c), times[n, s]) for (n, s), c in seen.items() if n == name and c is not None]
-        bench.cost = bench.cost.with_extra(name, plans)
-        say(f"  {name}: adds {bench.cost.extra[name][0]:.2f} ms once, {bench.cost.extra[name][1]:.2f} ms further on")
+    bench.learn_extra(chosen, shapes, limit, clock, say)
     searched = ((name, bench.search(name, shapes, limit, evaluations, say)) for name in chosen)
     results = {name: result for name, result in searched if result is not None}
     if not results:
@@ -218,7 +213,8 @@ def tune(
     )
 
 
-def _target(target_ms: Any, speedup: Any) -> float:
+def check_target(target_ms: Any, speedup: Any) -> float:
+    """The one that is given; a SlimError for none, both, or one that asks for nothing."""
     if (target_ms is None) == (speedup is None):
         raise SlimError(f"target_ms={target_ms!r} and speedup={speedup!r}: give one of them")
     name, value = ("target_ms", target_ms) if speedup is None else ("speedup", speedup)
@@ -235,7 +231,7 @@ def _images(model: Any, images: Any) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((32, *model.img_size, model.in_chans), np.float32)
 
 
-def _families(model: Any, methods: str | Sequence[str]) -> dict[str, Family]:
+def families_of(model: Any, methods: str | Sequence[str]) -> dict[str, Family]:
     """The model's own method, or those that need no training, by name."""
     own = getattr(model, "slim", None)
     if not isinstance(own, Slimming):
@@ -286,7 +282,7 @@ def _published(geometry: Any) -> dict[str, list[float]]:
     }
 
 
-def _shapes(model: Any, variables: Any, images: np.ndarray) -> dict[str, list[Shape]]:
+def shapes_of(model: Any, variables: Any, images: np.ndarray) -> dict[str, list[Shape]]:
     """Schedules to begin with, by name: those made by hand, and what the lives of the data say."""
     geometry = model.geometry
     shapes = schedules.by_hand(geometry.num_patches, geometry.depth, _published(geometry))

@@ -52,14 +52,17 @@ def run(args: argparse.Namespace) -> int:
         raise SlimError(f"--images {args.images} and --data {args.data}: give one of them")
     target = common.open_target(args)
     methods = args.methods if args.methods in (None, "all") else args.methods.split(",")
-    images, labels, said = _images(args, target)
-    folder = common.writable_folder(args.out)
 
     from slimvit_jax.budget import tune
+    from slimvit_jax.budget.fit import check_target, families_of
     from slimvit_jax.files import write_json, write_text
     from slimvit_jax.inference.timing import describe_machine
     from slimvit_jax.reports.front import draw_front, front_table
 
+    check_target(args.target_ms, args.target_speedup)
+    families_of(target.model, methods or ())
+    folder = common.writable_folder(args.out)
+    images, labels, said = _images(args, target)
     began = time.perf_counter()
     say = lambda line: print(f"{time.perf_counter() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
     budget = tune(
@@ -101,6 +104,8 @@ def _images(args: argparse.Namespace, target: common.Target) -> tuple[np.ndarray
         chosen = [files[i] for i in sorted(random.permutation(len(files))[: args.limit])]
         pixels = common.read_images(chosen, target.preprocess)
         return target.preprocess.normalise(pixels), None, f"{len(chosen)} images of a folder"
+    if not args.data and target.run is None:
+        raise SlimError("no images to agree on: give --images DIR, or --data NAME")
     source = common.open_source(args, target)
     records = [source[int(i)] for i in sorted(random.permutation(len(source))[: args.limit])]
     pixels = np.stack([target.preprocess.pixels(record["image"], record["name"]) for record in records])

@@ -1,0 +1,249 @@
+"""How good counts that were searched for are: on images that no search saw, over several calibration sets.
+
+    python -m benchmarks.budget --config=configs/study_photos.py --out=results/budget/photos.jsonl --speedup 1.5 \
+        --methods tome,life_regression --config.data.data_dir=IMAGES --config.init.path=FILE
+
+The cost of a layer is measured once. Then every method's counts are searched on every calibration set, drawn from the
+training images by its seed, and what was found is looked at on held-out images, beside schedules made by hand of the
+same predicted cost. Last, the models found are timed in turns with the dense one and those made by hand. Everything
+that was measured or looked at is added to the file as it comes, and what is there is not done again: --minutes ends a
+run early, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import table
+from slimvit_jax import training
+from slimvit_jax.budget.bench import Bench
+from slimvit_jax.budget.cost import Clock, CostModel, measure
+from slimvit_jax.budget.fit import LIVES, families_of, shapes_of
+from slimvit_jax.budget.layerwise import Layerwise, Programs
+from slimvit_jax.errors import SlimError
+from slimvit_jax.files import write_text
+from slimvit_jax.huge_pages import restart_with_huge_pages
+from slimvit_jax.inference.timing import describe_machine
+from slimvit_jax.training import build
+
+
+class Enough(Exception):
+    """The minutes are over."""
+
+
+class Ledger:
+    """The rows of a file, and how a run is ended early.
+
+    Args:
+      path: JSON lines.
+      minutes: after so many nothing new is begun.
+    """
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path, self._end = path, time.monotonic() + 60 * minutes
+        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def get(self, what: str, make: Any) -> dict[str, Any]:
+        """The row called `what`; made, a dict, and written where there is none yet."""
+        found = next((row for row in self.rows if row["what"] == what), None)
+        if found is None:
+            if time.monotonic() > self._end:
+                raise Enough
+            found = {"what": what, **make()}
+            self.rows.append(found)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
+            if not what.startswith("seen/"):
+                print(what, {k: v for k, v in found.items() if k not in ("what", "lost", "machine")}, flush=True)
+        return found
+
+
+class Study:
+    """A config's dense model, and benches on parts of its images."""
+
+    def __init__(self, config: Any, args: argparse.Namespace, ledger: Ledger) -> None:
+        self.config, self.args, self.ledger, self.programs = config, args, ledger, Programs()
+        self.model = build.build_model(config, slimmed=False)
+        self.variables = build.start_variables(config, self.model)
+        self.families = families_of(self.model, args.methods)
+        self.clock = Clock(args.batch_size, args.rounds)
+        self.cost = self._cost()
+        self.limit = self.cost.dense / args.speedup
+
+    def _cost(self) -> CostModel:
+        def make() -> dict[str, Any]:
+            cost = measure(self.model, self.variables, self.clock)
+            none = np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
+            bench = Bench(self.model, self.variables, self._layers(none), cost, self.families)
+            bench.learn_extra(list(self.families), self.shapes(), cost.dense / self.args.speedup, self.clock, print)
+            cost = bench.cost
+            facts = {"fixed": cost.fixed, "layer": cost.layer, "extra": cost.extra, "measured": cost.measured}
+            return {**facts, "dense": cost.dense, "residual": cost.residual, "machine": describe_machine()}
+
+        row = self.ledger.get("cost", make)
+        extra = {name: tuple(pair) for name, pair in row["extra"].items()}
+        measured = {int(n): ms for n, ms in row["measured"].items()}
+        return CostModel(self.model.geometry, row["fixed"], tuple(row["layer"]), extra, measured)
+
+    def shapes(self) -> dict[str, Any]:
+        """Schedules made by hand."""
+        return {name: shape for name, shape in shapes_of(self.model, None, np.zeros(0)).items() if name != LIVES}
+
+    def _layers(self, images: np.ndarray) -> Layerwise:
+        return Layerwise(self.model, self.variables, images, programs=self.programs)
+
+    def bench(self, split: str, seed: int | None = None, count: int = 0) -> Bench:
+        """On `count` images of a split drawn by a seed; on all of them for None."""
+        source, prepare = build.build_source(self.config, split), build.build_preprocess(self.config)
+        chosen = np.arange(len(source))
+        if seed is not None:
+            chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
+        records = [source[int(index)] for index in chosen]
+        images = np.stack([prepare(record["image"], record["name"]) for record in records])
+        labels = np.asarray([record["label"] for record in records])
+        return Bench(self.model, self.variables, self._layers(images), self.cost, self.families, labels)
+
+    def searches(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(family, "found N", counts) of every search."""
+        for seed in self.args.seeds:
+            bench = None
+            for name in self.families:
+                what = f"search/{seed}/{name}"
+                if not any(row["what"] == what for row in self.ledger.rows):
+                    bench = bench or self._remembering(self.bench(self.args.split, seed, self.args.images), seed)
+                make = lambda bench=bench, name=name: self._search(bench, name)
+                yield name, f"found {seed}", tuple(self.ledger.get(what, make)["counts"])
+
+    def _search(self, bench: Any, name: str) -> dict[str, Any]:
+        began = time.perf_counter()
+        counts, value = bench.search(name, self.shapes(), self.limit, self.args.evaluations, print)
+        return {"counts": counts, "disagreement": value, "seconds": time.perf_counter() - began}
+
+    def _remembering(self, bench: Bench, seed: int) -> Bench:
+        look = bench.disagreement
+
+        def disagreement(name: str, counts: tuple[int, ...]) -> float:
+            what = f"seen/{seed}/{name}/{'-'.join(map(str, counts))}"
+            return float(self.ledger.get(what, lambda: {"value": look(name, counts)})["value"])
+
+        bench.disagreement = disagreement  # type: ignore[method-assign]
+        return bench
+
+    def by_hand(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(family, shape, counts), at the same cost."""
+        none = np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
+        bench = Bench(self.model, self.variables, self._layers(none), self.cost, self.families)
+        for name in self.families:
+            for shape, own in self.shapes().items():
+                counts = bench.fitted(name, own, self.limit)
+                if counts is not None:
+                    yield name, shape, counts
+
+    def held_out(self, schedules: list[tuple[str, str, tuple[int, ...]]]) -> None:
+        """A row per schedule: what it loses on every held-out image."""
+        bench = None
+        for name, shape, counts in schedules:
+            what = f"held/{name}/{shape}"
+            if not any(row["what"] == what for row in self.ledger.rows):
+                bench = bench or self.bench(self.args.held_out)
+            make = lambda bench=bench, name=name, shape=shape, counts=counts: self._row(bench, name, shape, counts)
+            self.ledger.get(what, make)
+
+    def _row(self, bench: Any, name: str, shape: str, counts: tuple[int, ...]) -> dict[str, Any]:
+        row = bench.row(name, shape, counts)
+        lost = bench.images.disagreement(bench.images.outputs(None), bench.outputs(name, counts))
+        facts = {"counts": counts, "predicted_ms": row.predicted_ms, "accuracy": row.accuracy}
+        return {"family": name, "shape": shape, **facts, "lost": [round(1e6 * x) for x in lost.tolist()]}
+
+    def timed(self, schedules: list[tuple[str, str, tuple[int, ...]]]) -> None:
+        """Real milliseconds of the best few, in turns."""
+
+        def make() -> dict[str, Any]:
+            none = np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
+            bench = Bench(self.model, self.variables, self._layers(none), self.cost, self.families)
+            models = {f"{name}/{shape}": self.families[name].at(counts) for name, shape, counts in schedules}
+            return {"ms": bench.times(models, self.clock), "asked": self.limit, "machine": describe_machine()}
+
+        self.ledger.get("times", make)
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Markdown: every schedule on the held-out images, the best first, against the best made by hand."""
+    times = next((row["ms"] for row in rows if row["what"] == "times"), {})
+    held = [row for row in rows if row["what"].startswith("held/")]
+    held.sort(key=lambda row: float(np.mean(row["lost"])))
+    best = next((row for row in held if not row["shape"].startswith("found")), None)
+    cells = []
+    for row in held:
+        lost = np.asarray(row["lost"]) / 1e6
+        gain = np.asarray(best["lost"]) / 1e6 - lost if best else lost
+        ms = times.get(f"{row['family']}/{row['shape']}")
+        accuracy = "—" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        line = [row["family"], row["shape"], f"{row['predicted_ms']:.1f}", "—" if ms is None else f"{ms:.1f}"]
+        line += [f"{lost.mean():.5f}", f"{gain.mean():+.5f} ± {gain.std() / len(gain) ** 0.5:.5f}", accuracy]
+        cells.append([*line, " ".join(map(str, row["counts"]))])
+    heads = ["method", "schedule", "predicted, ms", "measured, ms", "lost", "less than by hand", "top-1, %", "counts"]
+    return table(heads, cells, 2) + "\n"
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line; what it does not know are overrides of config fields."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.budget", allow_abbrev=False)
+    listed = lambda kind: lambda text: [kind(part) for part in text.split(",") if part]
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="configs/study_photos.py, or a file like it")
+    add("--out", required=True, type=Path, metavar="FILE", help="rows are added to it")
+    add("--speedup", type=float, default=1.5, metavar="X")
+    add("--methods", type=listed(str), default=["tome", "life_regression"], metavar="NAME,...")
+    add("--seeds", type=listed(int), default=[0, 1, 2], metavar="S,...", help="of the calibration sets")
+    add("--split", default="train", metavar="SPLIT", help="where they are drawn from")
+    add("--images", type=int, default=64, metavar="N", help="images in each")
+    add("--held-out", default="val", metavar="SPLIT")
+    add("--evaluations", type=int, default=80, metavar="N", help="schedules per search")
+    add("--batch-size", type=int, default=1, metavar="B", help="whose latency counts")
+    add("--rounds", type=int, default=7, metavar="N", help="samples of every time")
+    add("--minutes", type=float, default=1e6, metavar="M")
+    add("--table", action="store_true", help="print the table of what is done")
+    return parser.parse_known_args(argv)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    """Does what is not done yet."""
+    ledger = Ledger(args.out, args.minutes)
+    if args.table:
+        print(tables(ledger.rows), end="")
+        return 0
+    words = [part.split("=/")[0] for part in sys.argv[1:]]  # no folder of this machine
+    ledger.get("about", lambda: {"command": shlex.join(["python", "-m", "benchmarks.budget", *words])})
+    study = Study(training.load_config(args.config, training.parse_overrides(rest)), args, ledger)
+    schedules = [*study.searches(), *study.by_hand()]
+    study.held_out(schedules)
+    study.timed(schedules)
+    print(tables(ledger.rows), end="")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; exit status 2 for bad input, 3 where the minutes were over."""
+    args, rest = parse(argv)
+    try:
+        return run(args, rest)
+    except Enough:
+        return 3
+    except SlimError as error:
+        print(f"budget: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    sys.exit(main())
