@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("slimvit_jax.cli.benchmark", "time slimmed models against the dense one"),
     "export": ("slimvit_jax.cli.export", "write the inference function as a StableHLO file"),
     "tune": ("slimvit_jax.cli.tune", "find the token counts for a latency, without labels and without training"),
+    "serve": ("slimvit_jax.cli.serve", "answer over HTTP, with a page that shows what is kept"),
     "report": ("slimvit_jax.cli.report", "write the report of a training run anew"),
     "config": ("slimvit_jax.cli.config", "print the complete configuration of a configs/NAME.py"),
 }

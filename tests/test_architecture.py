@@ -28,6 +28,7 @@ LAYERS = (
     ("training",),
     ("runs", "reports"),
     ("pretrained",),
+    ("serve",),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -37,6 +37,7 @@ def run(installed, *words):
 
 
 def test_configs_and_models_are_there(installed):
+    assert os.path.isfile(os.path.join(installed[1]["PYTHONPATH"], "slimvit_jax", "serve", "page.html"))
     shown = run(installed, "config", "image_folder")
     assert shown.returncode == 0 and "data.name='folder'" in shown.stdout, shown.stderr
     assert "init.path='published'" in shown.stdout

@@ -39,6 +39,10 @@ class BadImage(SlimError):
     """What was given is no image that can be read. Training skips such a record, evaluation stops."""
 
 
+class LargeImage(BadImage):
+    """It has more pixels than were asked for."""
+
+
 def check_channels(in_chans: int) -> int:
     """in_chans itself, if images can be read to so many channels (1 grey, 3 RGB); otherwise a SlimError."""
     if in_chans not in MODES:
@@ -46,7 +50,9 @@ def check_channels(in_chans: int) -> int:
     return in_chans
 
 
-def decode(image: Picture, in_chans: int = 3, name: str = "", at_least: int | None = None) -> Image.Image:
+def decode(
+    image: Picture, in_chans: int = 3, name: str = "", at_least: int | None = None, most_pixels: int | None = None
+) -> Image.Image:
     """Decodes to an upright, opaque PIL image of mode "RGB" or "L".
 
     Args:
@@ -55,8 +61,9 @@ def decode(image: Picture, in_chans: int = 3, name: str = "", at_least: int | No
         name: what to call the image in an error; default: its path, or "image".
         at_least: lets a JPEG be decoded at a half, quarter or eighth of its size as long as its shorter side stays at
             least this long: faster, and for training augmentation good enough. None: exact.
+        most_pixels: refuse a picture of more, which its header tells before anything is decoded. None: Pillow's limit.
     Raises:
-        BadImage: whatever is wrong with it, with its name.
+        BadImage: whatever is wrong with it, with its name; `LargeImage` for more than `most_pixels`.
     """
     mode = MODES[check_channels(in_chans)]
     name = name or called(image)
@@ -72,11 +79,19 @@ def decode(image: Picture, in_chans: int = 3, name: str = "", at_least: int | No
                 picture = file
             else:
                 picture = image if isinstance(image, Image.Image) else _from_array(image)
+            if most_pixels is not None and picture.width * picture.height > most_pixels:
+                raise LargeImage(
+                    f"{name} has {picture.width} x {picture.height} pixels; at most {most_pixels:,} are read"
+                )
             picture.load()
             upright = _UPRIGHT.get(_orientation(picture))
             picture = _opaque(_eight_bits(picture))
             picture = picture if picture.mode == mode else picture.convert(mode)
             return picture if upright is None else picture.transpose(upright)
+    except LargeImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise LargeImage(f"cannot read {name}: {error}") from error
     except UnidentifiedImageError as error:
         raise BadImage(f"cannot read {name}: it is no image of a known kind ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's readers raise a dozen kinds on damaged bytes

@@ -96,10 +96,13 @@ class Preprocess:
         times = 1 if short < 96 else math.ceil(least / short)
         return self.replace(img_size=(times * self.size[0], times * self.size[1]))
 
-    def pixels(self, image: Picture, name: str = "") -> np.ndarray:
-        """(H, W, C) uint8: decoded, resized and cropped, before normalising. BadImage for what cannot be read."""
+    def pixels(self, image: Picture, name: str = "", most_pixels: int | None = None) -> np.ndarray:
+        """(H, W, C) uint8: decoded, resized and cropped, before normalising. BadImage for what cannot be read.
+
+        `most_pixels`: as of `decode`.
+        """
         name = name or called(image)
-        picture = decode(image, self.in_chans, name)
+        picture = decode(image, self.in_chans, name, most_pixels=most_pixels)
         scaled = tuple(math.floor(side / self.crop_pct) for side in self.size)
         height, width = resized_shape((picture.height, picture.width), scaled, self.crop_mode)  # type: ignore[arg-type]
         if max(height, width) > 1 << 15:  # a 1 x 5000 strip, blown up to keep its aspect ratio

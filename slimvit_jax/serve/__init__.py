@@ -1,0 +1,1 @@
+"""A trained model behind HTTP: one set of weights at several keep rates, dynamic batches, JSON, and one page."""
