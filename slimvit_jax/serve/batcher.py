@@ -29,8 +29,9 @@ class _Item:
 class Batcher:
     """Collects images for `engine.run`, which it calls in `thread`, one batch at a time, the oldest image first.
 
-    A batch waits until it is full or its oldest image has waited `wait` seconds. While the device is busy images gather
-    anyway, so under load nobody waits for company.
+    A batch waits until it is full or its oldest image has waited `wait` seconds, but only where company can be
+    expected: others are uploading or decoding, or the batch before had several. So a single client never waits, and
+    under load, where images gather while the device is busy, nobody does.
 
     Args:
       engine: prepared.
@@ -44,6 +45,7 @@ class Batcher:
         self, engine: Engine, thread: Executor, wait: float, places: int, ran: Callable[[str, int, float], None]
     ) -> None:
         self.engine, self.wait, self.most, self.taken = engine, wait, places, 0
+        self._last = 0  # images of the batch before
         self._thread, self._ran = thread, ran
         self._waiting: list[_Item] = []
         self._arrived = asyncio.Event()
@@ -94,12 +96,14 @@ class Batcher:
         budget, until = self._waiting[0].budget, self._waiting[0].since + self.wait
         while True:
             same = [item for item in self._waiting if item.budget == budget][: self.engine.batch_sizes[-1]]
-            left = until - time.monotonic()
+            expected = self.taken > len(self._waiting) or self._last > 1
+            left = until - time.monotonic() if expected else 0
             if left <= 0 or len(same) == self.engine.batch_sizes[-1]:
                 break
             await self._arrival(left)
         batch = same[: self.engine.best(budget, len(same))]
         self._waiting = [item for item in self._waiting if item not in batch]
+        self._last = len(batch)
         return batch
 
     async def _arrival(self, seconds: float | None) -> None:

@@ -23,8 +23,18 @@ def listen(host: str, port: int) -> socket.socket:
       SlimError: the port is in use or not allowed, or there is no such address.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=256)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # asyncio switches Nagle's algorithm off where the socket names its protocol: else an answer's body waits 40 ms
+        listening = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(256)
+        except OSError:
+            listening.close()
+            raise
+        return listening
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SlimError(f"port {port} of {host} is in use; choose another with --port, or --port 0") from None
