@@ -28,6 +28,7 @@ import slimvit_jax as slim
 from slimvit_jax import convert
 from slimvit_jax.__main__ import main
 from slimvit_jax.cli import serve as command
+from slimvit_jax.cli.common import open_target
 from slimvit_jax.inference.evaluate import probabilities
 from slimvit_jax.methods import METHODS
 from slimvit_jax.serve.app import Served, create_app
@@ -426,10 +427,21 @@ def test_the_slider_is_for_weights_that_serve_several_budgets(workdir, method):
     words += [f"--set={name}=2" for name in ("pruning_rate", "r") if name in fields]
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    own, targets, default = command._targets(parser.parse_args(words))
-    rates = [rate for _, rate in targets if rate is not None]
+    args = parser.parse_args(words)
+    budgets, default = command._budgets(args, open_target(args))
+    rates = [budget.keep_rate for budget in budgets if budget.keep_rate is not None]
     if "keep_rate" in fields and METHODS[method].any_budget:
         assert {1.0, 0.9, 0.8, 0.7, 0.6, 0.5} <= set(rates) and rates == sorted(rates, reverse=True)
     else:
-        assert rates == [] and len(targets) == 1
-    assert default in [name for name, _ in targets]
+        assert rates == [] and len(budgets) == 1
+    assert default in [budget.name for budget in budgets]
+
+
+def test_budgets_of_a_run_are_a_stop_of_their_own(workdir):
+    """And say nothing at the others."""
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["serve", f"--workdir={workdir}", "--keep-rates=1,0.5", "--set=budgets=(16, 9, 3)"])
+    budgets, default = command._budgets(args, open_target(args))
+    counts = {budget.name: budget.model.slim.plan.token_counts for budget in budgets}
+    assert counts == {"own": (16, 9, 3), "1": (16, 16, 16), "0.5": (16, 8, 4)} and default == "own"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slimvit_jax.cli import common
 from slimvit_jax.errors import SlimError
+
+if TYPE_CHECKING:
+    from slimvit_jax.serve.engine import Budget
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -43,16 +46,16 @@ def run(args: argparse.Namespace) -> int:
     try:
         from slimvit_jax.serve import server
         from slimvit_jax.serve.app import Served
-        from slimvit_jax.serve.engine import Budget, Engine
+        from slimvit_jax.serve.engine import Engine
         from slimvit_jax.serve.uploads import Limits
     except ModuleNotFoundError as error:
         raise SlimError(f"serve needs {error.name}: pip install 'slimvit-jax[serve]'") from None
-    own, targets, default = _targets(args)
+    own = common.open_target(args)
+    budgets, default = _budgets(args, own)
     names = common.class_names(args, own) or own.model.class_names
-    if args.queue < len(targets):
-        raise SlimError(f"--queue {args.queue} has no place for one image at {len(targets)} keep rates")
+    if args.queue < len(budgets):
+        raise SlimError(f"--queue {args.queue} has no place for one image at {len(budgets)} keep rates")
     with server.listen(args.host, args.port) as listening:
-        budgets = [Budget(name, rate, target.model) for (name, rate), target in targets.items()]
         engine = Engine(budgets, own.load(), args.batch_sizes)
         limits = Limits(
             1_000_000 * args.max_megabytes, 1_000_000 * args.max_megapixels, args.queue, args.wait_ms / 1000
@@ -76,32 +79,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _targets(args: argparse.Namespace) -> tuple[common.Target, dict[tuple[str, float | None], common.Target], str]:
-    """The model as asked for, the models of the slider by (name, keep rate), and the name of its own stop."""
-    own = common.open_target(args)
-    model = own.model
-    if not model.num_classes:
+def _budgets(args: argparse.Namespace, own: common.Target) -> tuple[list[Budget], str]:
+    """The stops of the slider, and the name of the one that is the model as asked for."""
+    from slimvit_jax.serve.engine import Budget
+
+    slim: Any = own.model.slim
+    if not own.model.num_classes:
         raise SlimError(f"{own.title} has no classifier (num_classes=0): there are no classes to serve")
-    slim: Any = model.slim
     if "keep_rate" not in type(slim).__dataclass_fields__ or not slim.any_budget:
         if args.keep_rates is not None:
             raise SlimError(f"--keep-rates {args.keep_rates}: method {slim.method!r} has weights for one budget")
-        return own, {(slim.method, None): own}, slim.method
+        return [Budget(slim.method, None, own.model)], slim.method
     rates = set(common.rate_list(args.keep_rates or "1,0.9,0.8,0.7,0.6,0.5,0.4,0.3"))
-    rate, default = slim.keep_rate, "own"
-    targets: dict[tuple[str, float | None], common.Target] = {}
-    if isinstance(rate, float) and not any(getattr(slim, name) for name in slim.in_place_of_keep_rate):
-        rates, default = rates | {rate}, f"{rate:g}"
-    else:
-        targets["own", None] = own
-    for each in sorted(rates, reverse=True):
-        args.keep_rate = str(each)
+    others = {name: None for name in slim.in_place_of_keep_rate if getattr(slim, name) is not None}
+    rate, budgets = slim.keep_rate, []
+    single = isinstance(rate, float) and not others
+    if not single:
+        budgets.append(Budget("own", None, own.model))
+    for each in sorted(rates | ({rate} if single else set()), reverse=True):
         try:
-            targets[f"{each:g}", each] = common.open_target(args)
+            model = own.model.clone(slim=slim.clone(keep_rate=each, **others))
         except SlimError:  # too few patches for the method; of the rates that nobody asked for some can be missing
-            if args.keep_rates is not None or each == rate:
+            if args.keep_rates is not None:
                 raise
-    return own, targets, default
+            continue
+        budgets.append(Budget(f"{each:g}", each, model))
+    return budgets, f"{rate:g}" if single else "own"
 
 
 def _port(text: str) -> int:
