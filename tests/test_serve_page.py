@@ -106,4 +106,4 @@ def test_merged_patches_show_what_they_are_part_of(page, tmp_path):
         assert not find(page, "#range")[0].is_displayed(), "one budget, no slider"
         choose(page, tmp_path, image_file())
         captions = texts(page, "#stages figcaption")
-        assert captions[:3] == ["Image all 20", "Merge 1 10 groups of 20", "Merge 2 5 groups of 20"]
+        assert captions[:3] == ["Image all 20", "Merge 1 10 of 20", "Merge 2 5 of 20"]

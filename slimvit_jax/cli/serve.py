@@ -94,8 +94,6 @@ def _budgets(args: argparse.Namespace, own: common.Target) -> tuple[list[Budget]
     others = {name: None for name in slim.in_place_of_keep_rate if getattr(slim, name) is not None}
     rate, budgets = slim.keep_rate, []
     single = isinstance(rate, float) and not others
-    if not single:
-        budgets.append(Budget("own", None, own.model))
     for each in sorted(rates | ({rate} if single else set()), reverse=True):
         try:
             model = own.model.clone(slim=slim.clone(keep_rate=each, **others))
@@ -104,6 +102,8 @@ def _budgets(args: argparse.Namespace, own: common.Target) -> tuple[list[Budget]
                 raise
             continue
         budgets.append(Budget(f"{each:g}", each, model))
+    if not single:
+        budgets.append(Budget("own", None, own.model))
     return budgets, f"{rate:g}" if single else "own"
 
 
