@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from slimvit_jax.inference.timing import interleave, sampler
 from slimvit_jax.training.step import StepOptions, make_train_step, new_state
 
 
@@ -94,3 +95,41 @@ def training_step(model: Any, trainable: str, batch: int, teacher: Any = None) -
         jax.block_until_ready((held[0], metrics))
 
     return Program(call, seconds, memory)
+
+
+def fastest_batch(dense: Any, start: int = 128, most: int = 4096, gain: float = 1.03) -> int:
+    """The batch size, doubled from `start`, at which a model stops gaining; a GPU needs full batches."""
+    best, speed, batch = start, 0.0, start
+    while batch <= most:
+        try:
+            found = batch / interleave({"": sampler(forward(dense, batch).call)}, rounds=3)[""].median
+        except RuntimeError:  # out of memory
+            break
+        if found < gain * speed:
+            break
+        best, speed, batch = batch, found, 2 * batch
+    return best
+
+
+def measured_peak(dtype: str) -> float:
+    """TFLOP/s of a product of two square matrices of random numbers, in this type on this device."""
+    side = 8192 if jax.default_backend() == "gpu" else 1024
+    keys = jax.random.split(jax.random.key(0))
+    left, right = (jax.random.normal(key, (side, side), dtype) for key in keys)
+    product = jax.jit(jnp.matmul).lower(left, right).compile()
+    timing = interleave({"": sampler(lambda: jax.block_until_ready(product(left, right)))}, rounds=5)[""]
+    return 2e-12 * side**3 / timing.median
+
+
+def step_flops(model: Any, trainable: str) -> int:
+    """Multiply-adds of the layers of a training step per image: forward, and as much for each gradient that it takes.
+
+    Of a predictor alone the layers behind it pass gradients on and have none of their own; what is in front of them
+    has no backward pass.
+    """
+    plan, prefix = model.slim.train_plan, model.geometry.prefix_tokens
+    block = model.block_class(**model.block_options, parent=None)
+    layers = [block.flops(prefix + a, prefix + m) for a, m in zip(plan.attention, plan.mlp, strict=True)]
+    if trainable == "method":
+        return sum(layers) + sum(layers[model.slim.base :])
+    return 3 * sum(layers)

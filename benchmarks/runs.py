@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import slimvit_jax as slim
-from benchmarks.programs import forward, training_step, variables_for
+from benchmarks.programs import forward, step_flops, training_step, variables_for
 from slimvit_jax.inference.timing import interleave, sampler
 from slimvit_jax.tokens import Tokens
 
@@ -22,7 +23,8 @@ def overhead_share(args: argparse.Namespace, name: str, batch: int, dtype: str, 
     """
     rows = []
     for rate in args.keep_rates:
-        model = slim.create_model(name, method="life_regression", keep_rate=rate, dtype=dtype)
+        options = {"keep_rate": rate, "dtype": dtype, **args.model_options}
+        model = slim.create_model(name, method="life_regression", **options)
         method, geometry = model.slim, model.geometry
         shape = (batch, geometry.prefix_tokens + geometry.num_patches, geometry.dim)
         x = jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
@@ -55,24 +57,37 @@ def overhead_share(args: argparse.Namespace, name: str, batch: int, dtype: str, 
 
 
 def training_steps(args: argparse.Namespace, name: str, batch: int, dtype: str, progress: Any) -> list[dict[str, Any]]:
-    """Steps of the training loop (AdamW): predictor only, backbone only, and full fine-tuning of all parameters."""
-    model = slim.create_model(name, method="life_regression", keep_rate=args.keep_rates[0], dtype=dtype)
-    dense = slim.create_model(name, slim.Slimming(), dtype=dtype)  # a name such as "sit_s" would bring its method
+    """Steps of the training loop (AdamW): predictor only, backbone only, and full fine-tuning of all parameters.
+
+    "hard masks" compute all patches, "kept patches" what inference computes; `sampled` of the dropped besides.
+    """
+    create = functools.partial(slim.create_model, name, dtype=dtype, **args.model_options)
+    life = functools.partial(create, method="life_regression", keep_rate=args.keep_rates[0])
+    model, kept = life(), life(hard=True, train_tokens="kept")
+    sampled = max(1, model.geometry.num_patches // 12)
+    dense = create(method=slim.Slimming())  # a name such as "sit_s" would bring its method
     cases = {
+        "full fine-tuning, dense": (dense, "all"),
         "stage 1: predictor": (model, "method"),
         "stage 2: backbone": (model, "backbone"),
         "full fine-tuning": (model, "all"),
-        "full fine-tuning, dense": (dense, "all"),
+        "full fine-tuning, hard masks": (life(hard=True), "all"),
+        "full fine-tuning, kept patches": (kept, "all"),
+        f"full fine-tuning, kept patches and {sampled} of the dropped": (
+            life(hard=True, train_tokens="kept", sampled_dropped=sampled),
+            "all",
+        ),
     }
     samplers = {}
     for label, (module, trainable) in cases.items():
         progress(f"compile {label}")
         samplers[label] = sampler(training_step(module, trainable, batch).call)
     timings = interleave(samplers, args.rounds, args.min_seconds, 0.0, progress)
-    full = timings["full fine-tuning"]
+    reference, full = timings["full fine-tuning, dense"], step_flops(dense, "all")
     return [
-        {"model": name, "batch": batch, "dtype": dtype, "step": label, "milliseconds": 1000 * timing.median}
-        | {"of_full": timing.median / full.median, "cpu_of_full": timing.median_cpu / max(full.median_cpu, 1e-9)}
-        | {"wall": timing.wall, "cpu": timing.cpu}
+        {"model": name, "batch": batch, "dtype": dtype, "keep_rate": args.keep_rates[0], "step": label}
+        | {"milliseconds": 1000 * timing.median, "of_dense": timing.median / reference.median}
+        | {"cpu_of_dense": timing.median_cpu / max(reference.median_cpu, 1e-9)}
+        | {"flops_of_dense": step_flops(*cases[label]) / full, "wall": timing.wall, "cpu": timing.cpu}
         for label, timing in timings.items()
     ]

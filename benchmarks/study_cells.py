@@ -47,6 +47,13 @@ GRADUAL = {
 HARD = {"method_options": {"hard": True}}
 DISTILLED = {"loss_weights": {"distillation": 1.0}}
 SAMPLED = {"method_options": {"sampled_rates": (0.9, 0.8, 0.7, 0.5)}}
+#: Hard masks without computing what they mask: the kept patches alone, or with so many of those dropped at a location.
+KEPT = {
+    f"kept patches{more}, single stage": {
+        "method_options": {"hard": True, "train_tokens": "kept", "sampled_dropped": sampled}
+    }
+    for sampled, more in {0: "", 4: " and 4 of the dropped"}.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +198,8 @@ def all_cells(base: Any, seeds: Sequence[int], full: bool = False) -> Iterator[C
                 yield _main(method, matched(method, rate), rate, seed)
             yield _joint(RECOMMENDED, rate, seed, HARD)
             yield _with_logits(rate, seed)
+        for variant, changes in KEPT.items():
+            yield _joint(variant, 0.5, seed, changes, group="train_tokens")
         for rate in (0.7, 0.5) if seed in few else ():
             for method in ("random", "topk"):
                 options, stages = matched(method, rate), {"finetune": DISTILLED}

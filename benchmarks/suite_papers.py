@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 import slimvit_jax as slim
-from benchmarks.programs import Program, forward, training_step
+from benchmarks.programs import Program, fastest_batch, forward, training_step
 from slimvit_jax.files import write_json
 from slimvit_jax.inference.timing import describe_machine, interleave, sampler
 from slimvit_jax.models import NAMED
@@ -90,6 +90,11 @@ def row_group(rows: list[PaperRow], batch: int, dtype: str, timm: bool) -> Group
     return Group("throughput", f"{backbone(rows)} {dtype} {batch}", facts, entries, named)
 
 
+def fastest_group(rows: list[PaperRow], dtype: str, timm: bool) -> Group:
+    """The same at the batch size that suits the device."""
+    return row_group(rows, fastest_batch(rows[0].build_dense(dtype=dtype)), dtype, timm)
+
+
 def backbone(rows: list[PaperRow]) -> str:
     """The name of the dense model of an architecture."""
     return next((row.model for row in rows if row.method is None), rows[0].model)
@@ -141,21 +146,6 @@ def training_group(name: str, batch: int, dtype: str) -> Group:
     return Group("training", f"training {name}", {"model": name, "batch": batch, "dtype": dtype}, entries)
 
 
-def fastest_batch(rows: list[PaperRow], dtype: str, start: int = 128, most: int = 4096, gain: float = 1.03) -> int:
-    """The batch size, doubled from `start`, at which the dense model stops gaining; a GPU needs full batches."""
-    best, speed, batch = start, 0.0, start
-    while batch <= most:
-        try:
-            program = forward(rows[0].build_dense(dtype=dtype), batch)
-            found = batch / interleave({"": sampler(program.call)}, rounds=3)[""].median
-        except RuntimeError:  # out of memory
-            break
-        if found < gain * speed:
-            break
-        best, speed, batch = batch, found, 2 * batch
-    return best
-
-
 Planned = tuple[str, Callable[[], Group]]  # title, and what makes the group when its turn comes
 
 
@@ -171,7 +161,7 @@ def plan(args: Any, backend: str) -> list[Planned]:
             make = functools.partial(row_group, rows, batch, dtype, args.timm)
             target.append((f"{backbone(rows)} {dtype} {batch}", make))
         if gpu and not args.batch_sizes:
-            make = lambda rows=rows, dtype=dtype: row_group(rows, fastest_batch(rows, dtype), dtype, args.timm)
+            make = functools.partial(fastest_group, rows, dtype, args.timm)
             target.append((f"{backbone(rows)} {dtype} fastest batch", make))
     for dtype in args.dtypes:
         make = functools.partial(training_group, "deit_small_patch16_224", 128 if gpu else 8, dtype)

@@ -2,8 +2,8 @@
 
 Reads one JSON request per line from standard input and answers each with one JSON line on standard output:
 
-    {"build": NAME, "batch": B, "dtype": "float32", "compile": false, "device": "cpu", "threads": 2}   -> {"id": 0}
-                                                     and "side" for images of another side than the model's own
+    {"build": NAME, "batch": B, "dtype": "float32", "compile": false, "device": "cpu", "threads": 2, "options": {}}
+                                                                                   -> {"id": 0}
     {"time": 0, "repeats": 3}                                                      -> {"wall": seconds, "cpu": seconds}
 
 An error is answered as {"error": "..."}; the worker goes on. `Timm` is the other end.
@@ -61,11 +61,11 @@ class Timm:
         return answer
 
     def build(
-        self, name: str, batch: int, dtype: str, compiled: bool, device: str, threads: int, side: int | None = None
+        self, name: str, batch: int, dtype: str, compiled: bool, device: str, threads: int, options: Any = None
     ) -> int:
-        """Makes and warms up a model, of another image side where one is given; returns the number to time it by."""
-        how = {"batch": batch, "dtype": dtype, "compile": compiled, "device": device, "threads": threads, "side": side}
-        return self.ask(build=name, **how)["id"]
+        """Makes and warms up a model, with timm's `options`; returns the number to time it by."""
+        facts = {"batch": batch, "dtype": dtype, "compile": compiled, "device": device, "threads": threads}
+        return self.ask(build=name, **facts, options=options or {})["id"]
 
     def sampler(self, number: int):
         """A `slimvit_jax.inference.timing.Sampler` of that model."""
@@ -102,10 +102,8 @@ class _Server:
         if request["device"] == "cpu":
             torch.set_num_threads(request["threads"])
         dtype = getattr(torch, request["dtype"])
-        side = request.get("side")
-        other = {} if side is None else {"img_size": side}
-        model = self.timm.create_model(request["build"], **other).eval().to(request["device"], dtype)
-        size = model.pretrained_cfg["input_size"] if side is None else (3, side, side)
+        model = self.timm.create_model(request["build"], **request["options"]).eval().to(request["device"], dtype)
+        size = (3, *model.patch_embed.img_size) if request["options"] else model.pretrained_cfg["input_size"]
         images = torch.randn(request["batch"], *size, device=request["device"], dtype=dtype)
         run = torch.compile(model) if request["compile"] else model
         for _ in range(2):

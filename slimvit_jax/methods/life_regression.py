@@ -6,18 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
-from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.dropping import Dropping
+from slimvit_jax.methods.life_predictor import LifePredictor
 from slimvit_jax.methods.located import Located
 from slimvit_jax.ops import coverage, life, select
-from slimvit_jax.options import Count, Positive, Share
+from slimvit_jax.options import Count, Natural, Positive, Share
 from slimvit_jax.plan import Geometry, Plan, Schedule, check_budgets
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -25,39 +24,6 @@ from slimvit_jax.tokens import Tokens
 Array = jax.Array
 #: Up to so many patches the order is made one by one: a short chain, and in a small grid every place counts.
 FEW_PATCHES = 64
-
-
-def _weight_init(kind: str, scale: float) -> nn.initializers.Initializer:
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        if kind == "normal":
-            return scale * jax.random.normal(key, shape, dtype)
-        return (scale if kind == "identity" else -scale) * jnp.eye(shape[0], dtype=dtype)
-
-    return init
-
-
-class LifePredictor(nn.Module):
-    """Equations (1) and (2): layer norm and a bilinear form between the class token and every patch.
-
-    Attributes:
-      eps: of the layer norm.
-      kind: of the initial W: "normal", "identity" or "negative_identity".
-      scale: standard deviation of "normal", factor of the identities.
-    """
-
-    eps: float
-    kind: str
-    scale: float
-
-    @nn.compact
-    def __call__(self, tokens: Tokens, class_token: bool) -> Array:
-        """(B, N) float32 scores of the patches."""
-        dim = tokens.x.shape[-1]
-        weight = self.param("weight", _weight_init(self.kind, self.scale), (dim, dim), jnp.float32)
-        norm = LayerNorm(self.eps, name="norm")
-        patches = tokens.patches.astype(jnp.float32)
-        anchor = tokens.x[:, :1].astype(jnp.float32) if class_token else patches.mean(axis=1, keepdims=True)
-        return life.bilinear_scores(norm(anchor)[:, 0], norm(patches), weight)
 
 
 class LifeRegression(Dropping, Located, kw_only=True):
@@ -84,6 +50,11 @@ class LifeRegression(Dropping, Located, kw_only=True):
       stop_gradient: predict lives from tokens through which no gradient flows back into the backbone.
       hard: training masks exactly the patches that inference drops, with the gradient of the soft weights
         (straight-through), so that training sees what will be computed. Not in the paper.
+      train_tokens: with `hard`: "all", masks on all patches; "kept", training computes what inference computes. The
+        weight of a kept patch is 1 with the gradient of the soft one, so that lives learn from the kept patches: those
+        among them that help live longer. Not in the paper.
+      sampled_dropped: with "kept": so many of the patches dropped at a location, drawn anew for every image, go on up
+        to the next one as masked patches do, with the gradient of all that are dropped there. Not in the paper.
       sampled_rates: training draws the keep rate of every image anew from these, in place of keep_rate. Not in the
         paper.
       predictor_eps: of the predictor's layer norm.
@@ -101,7 +72,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
         source="life regression (the paper of this library)",
         cost="D² + N D once",
         learns="D² + 2 D",
-        training="soft weights on all patches, or masks",
+        training="soft weights on all patches, masks, or as at inference",
         where="after",
     )
     untrained = ({"lives": "coverage", "squeeze": "mean"},)
@@ -120,6 +91,8 @@ class LifeRegression(Dropping, Located, kw_only=True):
     literal_class_weight: bool = False
     stop_gradient: bool = False
     hard: bool = False
+    train_tokens: Literal["all", "kept"] = "all"
+    sampled_dropped: Natural = 0
     sampled_rates: tuple[Share, ...] = ()
     predictor_eps: Positive = 1e-6
     lives: Literal["learned", "coverage", "both"] = "learned"
@@ -133,6 +106,15 @@ class LifeRegression(Dropping, Located, kw_only=True):
             )
         if self.budgets is not None:
             check_budgets(self.budgets)
+        if self.train_tokens == "kept" and (self.sampled_rates or not self.hard):
+            why = "budgets differ between images" if self.sampled_rates else "what is dropped has no soft weight"
+            need = "no sampled_rates" if self.sampled_rates else "hard=True"
+            raise SlimError(f"train_tokens='kept' needs {need}: {why}")
+        if self.sampled_dropped and (self.train_tokens == "all" or self.lives == "coverage"):
+            raise SlimError(
+                f"sampled_dropped={self.sampled_dropped} needs train_tokens='kept' and lives that learn, not"
+                f" train_tokens={self.train_tokens!r} with lives={self.lives!r}"
+            )
 
     def check_geometry(self, geometry: Geometry) -> None:
         if self.budgets is not None:
@@ -180,7 +162,11 @@ class LifeRegression(Dropping, Located, kw_only=True):
 
     @property
     def train_plan(self) -> Plan:
-        return self.plan if self._really_drops(train=True) else super().train_plan
+        if not self._really_drops(train=True):
+            return super().train_plan
+        counts = tuple(n + self._sampled(n) for n in self.counts)
+        plan, back = Plan(counts, counts), self.rejoins_at
+        return plan if back is None else plan.full_from(back, self.bound.num_patches)
 
     def extra_flops(self) -> dict[int, int]:
         dim, n, cost = self.bound.dim, self.bound.num_patches, 0
@@ -209,7 +195,16 @@ class LifeRegression(Dropping, Located, kw_only=True):
 
     def _really_drops(self, train: bool) -> bool:
         """Masks are for what learns: an order without parameters needs none, unless budgets differ between images."""
-        return not train or (self.hard and self.lives == "coverage" and not self.sampled_rates)
+        unlearned = self.lives == "coverage" or self.train_tokens == "kept"
+        return not train or (self.hard and unlearned and not self.sampled_rates)
+
+    def _dropped(self, left: int) -> int:
+        """How many patches the drop to `left` drops."""
+        return min((n for n in self.counts if n > left), default=left) - left
+
+    def _sampled(self, left: int) -> int:
+        """How many of them training goes on with."""
+        return min(self.sampled_dropped, self._dropped(left))
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         first = layer == self.base and self.lives != "learned" and self.bound.class_token
@@ -258,7 +253,21 @@ class LifeRegression(Dropping, Located, kw_only=True):
             return tokens
         if self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:
             return tokens
-        return self.drop(tokens, self.counts[layer], lives)  # the one sort
+        return self._leave(tokens, self.counts[layer], train, lives)  # the one sort
+
+    def _leave(self, tokens: Tokens, left: int, train: bool, lives: Array | None = None) -> Tokens:
+        """`drop`; in training with some of the dropped behind those that are kept."""
+        sampled, dropped = self._sampled(left) if train else 0, self._dropped(left)
+        if not sampled:
+            return self.drop(tokens, left, lives)
+        n = left + dropped
+        tokens = tokens.first(n) if lives is None else tokens.take(select.top(lives, n))
+        drawn = select.top(jax.random.uniform(self.make_rng("dropout"), (len(tokens.x), dropped)), sampled)
+        kept = jnp.broadcast_to(jnp.arange(left, dtype=jnp.int32), (len(tokens.x), left))
+        held = tokens.take(jnp.concatenate([kept, left + drawn], axis=1))
+        leaving, staying = np.arange(n)[None] >= left, np.arange(left + sampled)[None] < left
+        held = self.absorb(held, tokens, jnp.float32(leaving), jnp.float32(staying))
+        return held.replace(kept=(*tokens.kept, held.origin[:, :left]))
 
     def _budgets(self, scores: Array, train: bool) -> tuple[Any, Any, Any]:
         """n_1..n_T, mu and sigma: one row for all images, or one for each where training draws their keep rates."""
@@ -273,7 +282,9 @@ class LifeRegression(Dropping, Located, kw_only=True):
         if layer <= self.base or self.has_rejoined(layer):
             return tokens
         if self._really_drops(train):
-            return self.drop(tokens, self.counts[layer - 1])
+            if layer > self.base + 1 and self.counts[layer - 1] < self.counts[layer - 2]:
+                tokens = self._leave(tokens, self.counts[layer - 1], train)
+            return self._learning(tokens, layer) if train and self.lives != "coverage" else tokens
         if not self.hard:
             return tokens.replace(log_weight=self._log_weight(tokens, layer))
         soft = jnp.exp(life.log_weight(tokens.memory["scores"], layer, self.temperature))
@@ -284,6 +295,20 @@ class LifeRegression(Dropping, Located, kw_only=True):
         if self.sampled_rates or self.counts[layer - 1] < self.counts[layer - 2]:
             tokens = self.absorb(tokens, tokens, before - held, held)
         return tokens.replace(policy=tokens.per_token(select.straight_through(held, soft), 1.0))
+
+    def _learning(self, tokens: Tokens, layer: int) -> Tokens:
+        """Weights 1 of the kept and 0 of those that were sampled, with the gradient of the soft ones."""
+        left = self.counts[layer - 1]
+        soft = jnp.exp(life.log_weight(select.gather(tokens.memory["scores"], tokens.origin), layer, self.temperature))
+        held = jnp.asarray(np.arange(tokens.n) < left, jnp.float32)
+        if tokens.n > left:
+            soft = soft * jnp.where(held > 0, 1.0, self._dropped(left) / (tokens.n - left))
+        return tokens.replace(policy=tokens.per_token(select.straight_through(held, soft), 1.0))
+
+    def finish(self, tokens: Tokens, train: bool) -> Tokens:
+        left = self.counts[-1]
+        sampled = train and self._sampled(left) and not self.has_rejoined(self.bound.depth)
+        return tokens.first(left) if sampled else tokens
 
     def _log_weight(self, tokens: Tokens, layer: int) -> Array:
         patches = life.log_weight(tokens.memory["scores"], layer, self.temperature)
