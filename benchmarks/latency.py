@@ -134,7 +134,7 @@ class Programs:
 
         threads = len(os.sched_getaffinity(0))
         try:
-            options = {} if self.side is None else {"img_size": self.side}
+            options = {"img_size": self.side}
             number = worker.build(self.name, self.batch, "float32", runner == "compile", "cpu", threads, options)
         except WorkerError as error:
             self.notes.append(f"{runner}: {error}")
