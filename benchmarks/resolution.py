@@ -29,10 +29,23 @@ from slimvit_jax.files import write_json, write_text
 from slimvit_jax.inference.timing import describe_machine, interleave, sampler
 
 MODEL = "vit_small_patch14_dinov2"
-METHODS = ("dense", "life_regression", "coverage", "random", "topk", "evit", "tome", "dpcknn", "kmedoids", "sinkhorn")
+METHODS = (
+    "dense",
+    "life_regression",
+    "coverage",
+    "random",
+    "topk",
+    "evit",
+    "tome",
+    "atc",
+    "dpcknn",
+    "kmedoids",
+    "sinkhorn",
+)
 #: What grows with the square of the number of patches in a method's own part.
 QUADRATIC = {
     "tome": "similarity of every other patch to the rest",
+    "atc": "distances of all pairs, rounds one after the other",
     "dpcknn": "distances of all pairs",
     "kmedoids": "distances of all pairs",
     "coverage": "distances of all pairs",
@@ -160,8 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
             before = json.loads(args.out.read_text(encoding="utf-8"))
             results["rows"] = before["rows"] if before["about"]["rate"] == args.rate else []
         for side in map(int, args.sides.split(",")):
-            if any(row["side"] == side for row in results["rows"]):
+            if {row["method"] for row in results["rows"] if row["side"] == side} >= set(methods):
                 continue
+            results["rows"] = [row for row in results["rows"] if row["side"] != side]  # all of a size take turns
             results["rows"] += measure(side, methods, args.rate, args.rounds)
             write_json(args.out, results)
             write_text(args.out.with_suffix(".md"), table(results))

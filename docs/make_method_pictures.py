@@ -35,6 +35,7 @@ RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "diffrate": (dict(keep_rate=0.6), 0),
     "pitome": (dict(ratio=0.85), 0),
     "tofu": (dict(ratio=0.85), 0),
+    "atc": (PLACES, 0),
     "avit": (dict(gate_scale=5.0, gate_center=5.0), 300),
     "ia_red2": (PLACES, 300),
     "evo": (dict(keep_rate=0.4, locations=(3, 5)), 300),

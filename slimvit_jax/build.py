@@ -15,6 +15,7 @@ from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.images import Preprocess
 from slimvit_jax.methods import METHODS
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.models import NAMED, UNNAMED
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.text import choose_method
@@ -140,6 +141,11 @@ def _unknown_option(name: str, method: str | Slimming | None, option: str, choic
         return SlimError(f"{option} is an option of the method: give it to {type(method).__name__}(...) itself")
     if owners and method is None:
         return SlimError(f"{option} is an option of methods: add {choose_method()}, one of {', '.join(owners)}")
+    if isinstance(method, str) and option in options.kinds_of(Dropping):
+        fate, those = METHODS[method].facts.grid, ", ".join(owners)
+        return SlimError(
+            f"{option} is for methods that only drop patches ({those}); those of method {method!r} are {fate}"
+        )
     owner = f"model {name!r}" + (f" with method {method!r}" if isinstance(method, str) else "")
     return unknown(f"option of {owner}", option, choices)
 

@@ -47,7 +47,7 @@ def encode(
     if not train:
         found = fresh.untrained(method.variables.get("params", {}), method.training_only)
         fresh.say(method.method, found)  # outside of jit, where arrays are known
-    trail, after = Trail(tokens.origin), {}
+    trail, after = Trail(tokens.origin, method.grid_fill), {}
     tokens = method.start(tokens, train)
     for layer, block in enumerate(blocks, start=1):
         if layer == method.rejoins_at:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
+from slimvit_jax.ops.squeeze import nearest_host
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -27,24 +28,28 @@ class Trail:
 
     Attributes:
       raster: the first `origin`: tokens that still have this one are all patches, in raster order.
+      fill: what a patch that is gone has: "last", its own last features; "nearest", those of its host, the survivor it
+        was most similar to when it was dropped, by the cosine of the tokens there; "moved", its own last ones plus what
+        its host has changed by since. A host that is gone later has what its own host gives it.
       left: the patch tokens (B, n, D) in front of every reduction that may lose some, and the positions (B, N) of the
         patches among them; first to last.
     """
 
     raster: Array
+    fill: str = "last"
     left: tuple[tuple[Array, Array], ...] = ()
 
     def past(self, before: Tokens) -> Trail:
         """With a reduction behind it, `before` being the tokens in front of that."""
         return dataclasses.replace(self, left=(*self.left, (before.patches, self._places(before))))
 
-    def patches(self, tokens: Tokens, held: Array, norm: Callable[[Array], Array] = lambda x: x) -> Array:
-        """(B, N, D) features of all patches in raster order: of the token that they are in, or their last.
+    def patches(self, tokens: Tokens, held: Array, norm: Callable[[Array], Array]) -> Array:
+        """(B, N, D) features of all patches in raster order: of the token that they are in, or as `fill` says.
 
         Args:
-          tokens: held now.
+          tokens: held now, not normalised.
           held: (B, n, D), their features.
-          norm: what makes those of the patches that are gone comparable with `held`.
+          norm: what makes features of tokens.
         """
         if self.in_raster_order(tokens):
             return held
@@ -55,11 +60,11 @@ class Trail:
         found = select.gather(held, jnp.maximum(places, 0))
         if not self.left:
             return found
-        return jnp.where((places >= 0)[..., None], found, norm(self._last()))
+        return jnp.where((places >= 0)[..., None], found, norm(self._filled(tokens.patches, places)))
 
     def rejoin(self, tokens: Tokens) -> Tokens:
-        """All patches again, in raster order: those that are gone with their last features; weights of any kind end."""
-        x = jnp.concatenate([tokens.head, self.patches(tokens, tokens.patches)], axis=1)
+        """All patches again, in raster order, those that are gone as `fill` says; weights of any kind end."""
+        x = jnp.concatenate([tokens.head, self.patches(tokens, tokens.patches, lambda x: x)], axis=1)
         nothing = dict.fromkeys(("log_weight", "policy", "size", "input_mask"))
         return tokens.replace(x=x, origin=self.raster, position=None, **nothing)
 
@@ -86,6 +91,20 @@ class Trail:
             offset += patches.shape[1]
         return select.gather(jnp.concatenate([patches for patches, _ in self.left], axis=1), index)
 
+    def _filled(self, patches: Array, places: Array) -> Array:
+        """(B, N, D) tokens of all patches in raster order; those at `places` among (B, n, D) `patches` have these."""
+        if self.fill == "last":
+            return self._last()
+        filled, later = select.gather(patches, jnp.maximum(places, 0)), places
+        for before, at in reversed(self.left):
+            then = select.gather(before, jnp.maximum(at, 0))
+            host, _ = nearest_host(then, then, staying=(later >= 0).astype(jnp.float32))
+            guess = select.gather(filled, host)
+            if self.fill == "moved":
+                guess += then - select.gather(then, host)
+            filled, later = jnp.where(((at >= 0) & (later < 0))[..., None], guess, filled), at
+        return filled
+
 
 def follow_clusters(tokens: Tokens, clusters: Array) -> Tokens:
     """Remember that the patch tokens become those numbered `clusters` (B, n), 0.. of the new ones."""
@@ -109,9 +128,10 @@ def grid_features(model: Any, aux: Aux, layers: Sequence[int] | None = None) -> 
     """The features of every patch on the grid, whatever the method did: what a dense head reads.
 
     A patch that was kept has its own token; one that was merged a copy of the token it is part of; one that was dropped
-    its features of the moment it was dropped, or those of the end where the method lets it rejoin. Where every token
-    takes a share of every patch (sit, sinkhorn, patchmerger) a patch has the mean of the tokens, weighted by the share
-    that each takes of it. All are normalised as `aux.features` is, by the model's final norm.
+    what the method's `fill` says, its features of the moment it was dropped or what follows from its nearest survivor,
+    or those of the end where the method lets it rejoin. Where every token takes a share of every patch (sit, sinkhorn,
+    patchmerger) a patch has the mean of the tokens, weighted by the share that each takes of it. All are normalised as
+    `aux.features` is, by the model's final norm.
 
     Args:
       model: from `create_model`.

@@ -160,6 +160,11 @@ class Slimming(Checked, kw_only=True):
         """How few of the patches that a 1-based layer takes in `at_counts` can have it leave; all: it drops none."""
         return patches
 
+    @property
+    def grid_fill(self) -> str:
+        """What a patch that was dropped has in `grid_features`: `grid.Trail.fill`."""
+        return "last"
+
     def extra_flops(self) -> dict[int, int]:
         """Multiply-adds that the method adds at inference, by 1-based layer."""
         return {}

@@ -63,7 +63,7 @@ def test_every_method_gives_the_whole_grid(method):
         for image, patches in enumerate(gone):
             for patch in patches:
                 assert not (held[image] == flat[image, patch]).all(axis=1).any()  # its own last features
-    if method in ("tome", "mctf", "dpcknn", "dtem"):  # copies of the tokens held, each at least once
+    if method in ("tome", "mctf", "dpcknn", "dtem", "atc"):  # copies of the tokens held, each at least once
         for image in range(2):
             tokens = {row.tobytes() for row in np.asarray(aux.features[image, 2:])}
             assert {row.tobytes() for row in flat[image]} == tokens and len(tokens) < 15
@@ -92,6 +92,39 @@ def test_a_dropped_patch_has_its_features_of_the_moment():
     assert np.abs(grid[0, gone] - last[0, gone]).max() > 1e-2
     norm = lambda x: dense.apply(variables, jnp.asarray(x), method=lambda m, x: m.norm(x))
     np.testing.assert_allclose(norm(reference.taps["tokens"][1]), after, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"fill": "nearest"}, {"squeeze": True}], ids=["filled", "squeezed"])
+def test_a_dropped_patch_has_what_its_most_similar_survivor_has(options):
+    """Also where that one is dropped later; similar by the dense model's tokens after layer 2, the first drop."""
+    model, variables = built("random", **options)
+    dense, _ = built(None)
+    _, aux = applied(model, variables)
+    _, reference = applied(dense, variables, record_tokens=True)
+    grid = np.asarray(slim.grid_features(model, aux)).reshape(2, 15, 32)
+    first, last = (np.asarray(kept) for kept in (aux.kept[0], aux.kept[-1]))
+    assert first.shape[1] > last.shape[1]
+    for image in range(2):
+        np.testing.assert_allclose(grid[image, last[image]], aux.features[image, 1:], atol=1e-5)
+        then = np.asarray(reference.taps["tokens"][1][image])
+        then = then / np.linalg.norm(then, axis=1, keepdims=True)
+        for patch in set(range(15)) - set(first[image].tolist()):
+            host = first[image][(then[first[image]] @ then[patch]).argmax()]
+            np.testing.assert_allclose(grid[image, patch], grid[image, host], atol=1e-5)
+
+
+def test_a_dropped_patch_moves_as_its_most_similar_survivor_does():
+    model, variables = built("random", locations=(2,), fill="moved")
+    _, aux = applied(model, variables, record_tokens=True)
+    grid = np.asarray(slim.grid_features(model, aux)).reshape(2, 15, 32)
+    _, reference = applied(built(None)[0], variables, record_tokens=True)
+    then, last, kept = (np.asarray(x[0]) for x in (reference.taps["tokens"][1], aux.taps["tokens"][4], aux.kept[0]))
+    norm = lambda x: np.asarray(model.apply(variables, jnp.asarray(x), method=lambda m, x: m.norm(x)))
+    unit = then / np.linalg.norm(then, axis=1, keepdims=True)
+    for patch in set(range(15)) - set(kept.tolist()):
+        place = (unit[kept] @ unit[patch]).argmax()
+        expected = then[patch] + last[place] - then[kept[place]]
+        np.testing.assert_allclose(grid[0, patch], norm(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["evit", "tome", "sinkhorn", "evo"])
@@ -147,11 +180,14 @@ def test_rejoining_by_hand():
         ({"method": "random", "locations": (4,), "rejoin": 5}, "rejoin=5 cannot be had"),
         ({"method": "evit", "rejoin": 6}, "rejoin=6 must lie in 4..5"),
         ({"method": "evit", "rejoin": True}, "rejoin=True"),
+        ({"method": "evit", "fill": "first"}, "unknown fill 'first'; choices: None, last, moved, nearest"),
+        ({"method": "tome", "locations": None, "fill": "last"}, "fill is for methods that only drop patches"),
     ],
 )
 def test_bad_rejoining(options, words):
     with pytest.raises(SlimError, match=words):
-        slim.create_model("vit", **TINY, **{"locations": (2, 3), **options})
+        options = {"locations": (2, 3), **options}
+        slim.create_model("vit", **TINY, **{k: v for k, v in options.items() if v is not None})
 
 
 def test_last_drop_of_a_plan():

@@ -20,11 +20,14 @@ CASES = {
     "vit": ("vit", VIT),
     "deit_distilled": ("deit_distilled", VIT),
     "lvvit": ("lvvit", VIT | {"p_emb": "none"}),
+    "siglip": ("vit", VIT | {"class_token": False, "global_pool": "map"}),
+    "eva": ("eva", VIT | {"use_rot_pos_emb": True}),
     "levit": ("levit", PYRAMID),
     "evo_levit": ("evo_levit", PYRAMID),
     "life_regression": ("vit", VIT | {"method": "life_regression", "locations": (1, 2)}),
     "evit": ("vit", VIT | {"method": "evit", "locations": (2,)}),
     "tome": ("vit", VIT | {"method": "tome", "r": 3}),
+    "atc": ("vit", VIT | {"method": "atc", "locations": (1,)}),
 }
 
 
@@ -64,7 +67,7 @@ def test_the_same_weights_give_the_same_logits_and_gradients_under_nnx():
     np.testing.assert_allclose(gradients["head"]["kernel"][...], reference["head"]["kernel"], atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["life_regression", "tome"])
+@pytest.mark.parametrize("case", ["life_regression", "atc"])
 def test_jax_transformations(case):
     model, images = built(case)
     variables = random_variables(model)

@@ -98,7 +98,7 @@ def test_which_methods_have_it():
     assert {"life_regression", "random", "topk", "evit", "dynamicvit", "ats", "ia_red2"} <= set(DROPPING)
     for method in DROPPING:
         assert not METHODS[method].merges
-    with pytest.raises(SlimError, match="squeeze"):
+    with pytest.raises(SlimError, match="squeeze is for methods that only drop .*; those of method 'tome' are merged"):
         slim.create_model("vit", method="tome", squeeze=True, **TINY)
 
 
@@ -109,6 +109,7 @@ def test_which_methods_have_it():
         ({"squeeze": 1}, "squeeze=1"),
         ({"squeeze": None}, "squeeze=None"),
         ({"squeeze": True, "squeeze_temperature": 0.0}, "squeeze_temperature=0.0"),
+        ({"squeeze": "mean", "squeeze_temperature": 2.0}, "squeeze_temperature=2.0 is of squeeze=True"),
         ({"squeeze": True, "squeeze_temperature": float("nan")}, "squeeze_temperature=nan"),
         ({"squeeze": True, "squeeze_temperature": "1"}, "squeeze_temperature='1'"),
     ],

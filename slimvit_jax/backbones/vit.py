@@ -236,7 +236,7 @@ class VisionTransformer(Backbone, kw_only=True):
                 raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
             tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
         tokens, trail, after = encode(self.blocks, self.slim, tokens, path, recorded, record_tokens is True)
-        norm, tokens, logits, taps = self.read(tokens, train)
+        raw, (norm, tokens, logits, taps) = tokens, self.read(tokens, train)
         if not return_aux:
             return logits
         plan = self.slim.train_plan if path else self.slim.plan
@@ -246,7 +246,7 @@ class VisionTransformer(Backbone, kw_only=True):
             scores=tokens.memory.get("scores"),
             features=tokens.x,
             taps={**tokens.taps, **taps},
-            grid=None if trail.in_raster_order(tokens) else trail.patches(tokens, tokens.patches, norm),
+            grid=None if trail.in_raster_order(raw) else trail.patches(raw, tokens.patches, norm),
         )
         grids = {layer: way.patches(held, norm(held.patches), norm) for layer, (held, way) in after.items()}
         if self.depth in grids:  # what `finish` has put together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slimvit_jax.methods.atc import ATC
 from slimvit_jax.methods.ats import ATS
 from slimvit_jax.methods.avit import AViT
 from slimvit_jax.methods.cropr import Cropr
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Slimming]] = {
     cls.method: cls
     for cls in (
         LifeRegression,
+        ATC,
         ATS,
         AViT,
         Cropr,
@@ -53,6 +55,7 @@ METHODS: dict[str, type[Slimming]] = {
 }
 
 __all__ = [
+    "ATC",
     "ATS",
     "AViT",
     "Cropr",

@@ -39,11 +39,26 @@ class Dropping(Slimming, kw_only=True):
         the method gives a key), and average pooling weighs by them.
       squeeze_temperature: of squeeze=True.
       rejoin: 1-based layer in front of which the dropped come back, behind the last drop; None: never.
+      fill: what a dropped patch has in `grid_features`: "last", its features when it was dropped; "nearest", a copy of
+        those that the survivor most similar to it has in the end, with squeeze the one that it joined. None: "nearest"
+        with squeeze, else "last".
     """
 
     squeeze: bool | Literal["mean"] = False
     squeeze_temperature: Positive = 1.0
     rejoin: Annotated[int, Range(least=2)] | None = None
+    fill: Literal["last", "nearest", "moved"] | None = None
+
+    @property
+    def grid_fill(self) -> str:
+        return self.fill or ("nearest" if self.squeeze else "last")
+
+    def check_options(self) -> None:
+        super().check_options()
+        if self.squeeze_temperature != 1.0 and self.squeeze is not True:
+            raise SlimError(
+                f"squeeze_temperature={self.squeeze_temperature} is of squeeze=True; squeeze={self.squeeze!r} has none"
+            )
 
     def check_plan(self) -> None:
         super().check_plan()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.clustering import Clustering
+from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count
@@ -18,8 +19,8 @@ from slimvit_jax.tokens import Tokens
 Array = jax.Array
 
 
-class KMedoids(Clustering, kw_only=True):
-    """In front of a location the m medoids of the patch tokens stay; the others vanish.
+class KMedoids(Dropping, Clustering, kw_only=True):
+    """In front of a location the m medoids of the patch tokens stay; the others vanish, or join one (`squeeze`).
 
         w_j      = sum over heads and queries i of softmax(q_i K^T / sqrt(d))_j     of the layer before the location
         medoids  = the m tokens of highest w; then, a few rounds over:
@@ -46,6 +47,8 @@ class KMedoids(Clustering, kw_only=True):
         it needs equal_weight.
       cluster_iters: rounds.
       equal_weight: w = 1, and initial medoids far apart.
+      squeeze, squeeze_temperature, rejoin, fill: what becomes of the dropped, see `Dropping`; the survivor of greatest
+        cosine takes them in, not the medoid of least distance.
     """
 
     method = "kmedoids"
@@ -74,7 +77,8 @@ class KMedoids(Clustering, kw_only=True):
         return m < n
 
     def extra_flops(self) -> dict[int, int]:
-        return {layer: n * n * self.bound.dim for layer, (n, m) in self.before_and_after.items() if m < n}
+        distances = {layer: n * n * self.bound.dim for layer, (n, m) in self.before_and_after.items() if m < n}
+        return self.with_squeeze_flops(distances)
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         return ("attention",) if self._drops_before(layer + 1) and not self.equal_weight else ()
@@ -98,4 +102,6 @@ class KMedoids(Clustering, kw_only=True):
             if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
                 tokens = tokens.remember(scores=weight)
         centers, clusters = cluster.k_medoids(distances, weight, centers, self.cluster_iters)
-        return tokens.take(centers).tap("centers", centers).tap("clusters", clusters)
+        rank = jnp.zeros(weight.shape, jnp.float32).at[jnp.arange(weight.shape[0])[:, None], centers]
+        tokens = self.drop(tokens, count, rank.set(jnp.arange(count, 0, -1, dtype=jnp.float32)))
+        return tokens.tap("centers", centers).tap("clusters", clusters)

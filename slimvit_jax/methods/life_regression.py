@@ -115,6 +115,10 @@ class LifeRegression(Dropping, Located, kw_only=True):
                 f"sampled_dropped={self.sampled_dropped} needs train_tokens='kept' and lives that learn, not"
                 f" train_tokens={self.train_tokens!r} with lives={self.lives!r}"
             )
+        if self.lives == "coverage" and self.predictor_scale is not None:
+            raise SlimError(f"predictor_scale={self.predictor_scale}: lives='coverage' has no predictor")
+        if self.lives == "learned" and self.coverage_order != "auto":
+            raise SlimError(f"coverage_order={self.coverage_order!r}: lives='learned' has no coverage")
 
     def check_geometry(self, geometry: Geometry) -> None:
         if self.budgets is not None:

@@ -31,7 +31,9 @@ IMAGES = jax.random.normal(jax.random.key(7), (2, 24, 24, 3))
 def built(method, family="vit"):
     """(model, variables, jitted apply)."""
     name, options = FAMILIES[family]
-    options = options | ({"keep_rate": 0.6} if "keep_rate" in METHODS[method].__dataclass_fields__ else {"r": 6})
+    own = METHODS[method].__dataclass_fields__
+    options = options | ({"keep_rate": 0.6} if "keep_rate" in own else {"r": 6})
+    options = options | ({"locations": (1, 2)} if "locations" in own else {})
     model = slim.create_model(name, method=method, track_source=True, **TINY, **options)
     apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True))
     return model, random_variables(model), apply
