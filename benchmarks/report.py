@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        for page in (args.docs / "results.md", args.docs / "coverage.md", args.docs.parent / "README.md"):
+        pages = [args.docs / f"{name}.md" for name in ("results", "coverage", "dense")]
+        for page in (*pages, args.docs.parent / "README.md"):
             write_text(page, filled(page.read_text(encoding="utf-8"), args.results))
             print(page)
         for picture in draw(args.results, args.docs / "pictures" / "results"):

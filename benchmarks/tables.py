@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fidelity
+import slimvit_jax as slim
+from benchmarks import fidelity, resolution
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
 from slimvit_jax.errors import SlimError
 from slimvit_jax.reports.paper_rows import ROUNDING, count, paper_rows, paper_speedup
@@ -276,15 +277,36 @@ def short(study: Study, other: Study) -> str:
     return table([*header, "Fashion-MNIST 0.7", "0.5"], rows)
 
 
-def dense_head(results: Path) -> str:
+def dense_head(path: Path) -> str:
     """How far a dense head's maps of slimmed models are from the dense model's."""
     rows = [
         [row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}", f"{row['mae']:.3f} ± {row['mae_stderr']:.3f}"]
         + [f"{row['iou']:.2f} ± {row['iou_stderr']:.2f}"]
-        for row in sorted(read(results / "saliency.json")["rows"], key=lambda row: (-row["rate"], row["mae"]))
+        for row in sorted(read(path)["rows"], key=lambda row: (-row["rate"], row["mae"]))
     ]
     header = ["method", "keep rate", "share of the multiply-adds", "mean absolute error", "IoU at 0.5"]
     return table(header, rows)
+
+
+def segmentation(results: Path) -> str:
+    """The linear probe's mIoU on slimmed features."""
+    rows = []
+    for row in sorted(read(results / "segmentation.json")["rows"], key=lambda row: (-row["rate"], -row["miou"])):
+        value = {key: 100 * row[key] for key in ("miou", "miou_stderr", "less", "less_stderr", "dense_probe")}
+        less = "—" if row["method"] == "dense" else f"{value['less']:+.1f} ± {value['less_stderr']:.1f}"
+        cells = [row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}"]
+        rows.append([*cells, f"{value['miou']:.1f} ± {value['miou_stderr']:.1f}", less, f"{value['dense_probe']:.1f}"])
+    return table(["method", "keep rate", "share of the multiply-adds", "mIoU, %", "less dense", "dense probe, %"], rows)
+
+
+def own_parts(results: Path) -> str:
+    """Which share of a slimmed model's multiply-adds the method itself is, by image side, in closed form."""
+    sides = {side: (side // 14) ** 2 for side in (224, 392, 518, 1022)}
+    rows = []
+    for method in ("tome", "atc", "coverage", "kmedoids", "sinkhorn", "dpcknn"):
+        costs = [slim.flops(resolution.build(method, side, 0.7)) for side in sides]
+        rows.append([method, resolution.QUADRATIC[method], *[f"{100 * c.method / c.total:.1f}" for c in costs]])
+    return table(["method", "what grows with the square", *[f"{n:,} patches, %" for n in sides.values()]], rows, 2)
 
 
 def _of(folder: str, make: Callable[[Study], str]) -> Callable[[Path], str]:
@@ -296,7 +318,10 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "photos untuned": _of("study_photos", untuned),
     "photos choices": _of("study_photos", chosen),
     "photos short": lambda results: short(Study(results / "study_photos"), Study(results / "study_micro")),
-    "photos dense head": dense_head,
+    "photos dense head": lambda results: dense_head(results / "saliency.json"),
+    "fills": lambda results: dense_head(results / "saliency_fill.json"),
+    "segmentation": segmentation,
+    "own parts": own_parts,
     "fashion methods": _of("study_micro", methods),
     "fashion untuned": _of("study_micro", untuned),
     "fashion keep rates": _of("study_micro", keep_rates),
