@@ -114,6 +114,8 @@ def test_a_dropped_patch_has_what_its_most_similar_survivor_has(options):
 
 
 def test_a_dropped_patch_moves_as_its_most_similar_survivor_does():
+    rejoined, plain = (slim.flops(built("random", rejoin=5, **more)[0]) for more in ({"fill": "moved"}, {}))
+    assert rejoined.per_layer[4] - plain.per_layer[4] == 2 * 15 * 15 * 32  # two drops
     model, variables = built("random", locations=(2,), fill="moved")
     _, aux = applied(model, variables, record_tokens=True)
     grid = np.asarray(slim.grid_features(model, aux)).reshape(2, 15, 32)

@@ -84,7 +84,7 @@ class ATS(Dropping, Located, kw_only=True):
         if self.squeeze:  # which rows are free is not known beforehand: all are guests
             for t in self.locations:
                 costs[t] += squeeze_flops(plan.mlp[t - 1], plan.attention[t - 1], dim)
-        return costs
+        return self.with_rejoin_flops(costs)
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         return ("class_attention", "values") if layer in self.locations else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 import jax
@@ -27,9 +28,9 @@ class Dropping(Slimming, kw_only=True):
     Cost per drop: 2 n_kept n_dropped D.
 
     Rejoining is Cropr's last-layer fusion (Bergner et al. 2024) for any method: from one layer on all patches are
-    computed again, in raster order, those that were dropped with the features they had then. Made-up tokens (EViT's
-    fused one) end there, and so does all masking and weighing, in training too. `aux.kept` still says what was dropped.
-    Cost: those layers compute all patches, which plan and FLOPs say.
+    computed again, in raster order, those that were dropped with the features they had then, or as `fill` says. Made-up
+    tokens (EViT's fused one) end there, and so does all masking and weighing, in training too. `aux.kept` still says
+    what was dropped. Cost: those layers compute all patches, which plan and FLOPs say.
 
     Attributes:
       squeeze: False: they vanish. True: TPS (Wei et al. 2023, "Joint Token Pruning and Squeezing"), the survivor
@@ -39,9 +40,11 @@ class Dropping(Slimming, kw_only=True):
         the method gives a key), and average pooling weighs by them.
       squeeze_temperature: of squeeze=True.
       rejoin: 1-based layer in front of which the dropped come back, behind the last drop; None: never.
-      fill: what a dropped patch has in `grid_features`: "last", its features when it was dropped; "nearest", a copy of
-        those that the survivor most similar to it has in the end, with squeeze the one that it joined. None: "nearest"
-        with squeeze, else "last".
+      fill: what a dropped patch has in `grid_features`, and with what it rejoins: "last", its features when it was
+        dropped; "nearest", those of the survivor most similar to it then, with squeeze the one that it joined; "moved",
+        its last ones and what that survivor has changed by since. None: "nearest" with squeeze, unless patches rejoin,
+        else "last". The survivors cost N² D per drop, which FLOPs count where patches rejoin with it; else it is only
+        paid where the features are asked for.
     """
 
     squeeze: bool | Literal["mean"] = False
@@ -51,7 +54,7 @@ class Dropping(Slimming, kw_only=True):
 
     @property
     def grid_fill(self) -> str:
-        return self.fill or ("nearest" if self.squeeze else "last")
+        return self.fill or ("nearest" if self.squeeze and self.rejoins_at is None else "last")
 
     def check_options(self) -> None:
         super().check_options()
@@ -131,8 +134,18 @@ class Dropping(Slimming, kw_only=True):
         patches, size = squeezing.squeeze_mean(hosts.patches, guests, hosts.patch_sizes, guest_size, staying)
         return hosts.with_patches(patches, hosts.origin).replace(size=hosts.per_token(size, 1.0))
 
+    def with_rejoin_flops(self, costs: dict[int, int]) -> dict[int, int]:
+        """`costs` by layer, with what it takes to find the survivors whose features rejoining patches have."""
+        back, plan = self.rejoins_at, self.dropping_plan
+        if back is None or self.grid_fill == "last":
+            return costs
+        held = [n for both in zip(plan.attention, plan.mlp, strict=True) for n in both]
+        drops = sum(after < before for before, after in itertools.pairwise(held))
+        return {**costs, back: costs.get(back, 0) + drops * self.bound.num_patches**2 * self.bound.dim}
+
     def with_squeeze_flops(self, costs: dict[int, int]) -> dict[int, int]:
         """`costs` by layer, with what squeezing adds wherever the plan drops; between layers, to the layer before."""
+        costs = self.with_rejoin_flops(costs)
         if self.squeeze is False:
             return costs
         costs, n = dict(costs), self.bound.num_patches
