@@ -1,8 +1,9 @@
-"""Reading the golden files: weights, images and float64 results of the official implementations (see goldens/)."""
+"""Golden files (weights, images and float64 results of official implementations, see goldens/), and small models."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,16 @@ def random_variables(model: Any, seed: int = 0) -> dict[str, Any]:
         return jnp.asarray(value, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def small(family: str = "vit", method: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """(model, variables), drawn once."""
+    model = slim.create_model(family, method=method, **options)
+    return model, random_variables(model)
+
+
+def run(model: Any, variables: Any, images: Any, compiler_options: Any = None, **options: Any) -> tuple[Any, Any]:
+    """(logits, aux), compiled."""
+    apply = jax.jit(lambda v, x: model.apply(v, x, return_aux=True, **options), compiler_options=compiler_options)
+    return apply(variables, images)

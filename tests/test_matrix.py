@@ -1,7 +1,7 @@
-"""Every method x {vit, deit_distilled, registers} x {train, infer} x {float32, bfloat16}, from the method table.
+"""Every method x {class token, every kind of prefix token} x {train, infer} x {float32, bfloat16}, from the table.
 
-A new method is covered before its author thinks of tests. Shapes of all combinations are traced without computing;
-what has to be computed runs at depth 4 on 20 patches of a grid that is not square.
+A new method is covered before its author thinks of tests. Both kinds of model are computed in float32, in training and
+at inference; bfloat16 is computed on one and traced on the other. Depth 4, 20 patches of a grid that is not square.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from slimvit_jax.tokens import Aux
 
 BATCH, CLASSES, DIM, DEPTH, PATCHES = 3, 5, 32, 4, 20
 TINY = dict(img_size=(20, 16), patch_size=4, embed_dim=DIM, depth=DEPTH, num_heads=2, num_classes=CLASSES)
-FAMILIES = {"vit": ("vit", {}), "deit_distilled": ("deit_distilled", {}), "registers": ("vit", {"reg_tokens": 3})}
+FAMILIES = {"vit": ("vit", {}), "prefixes": ("deit_distilled", {"reg_tokens": 3})}
 #: Where the defaults are made for larger models: everything else is derived from the fields of the method.
 SPECIAL = {
     "avit": {"gate_scale": 1.0, "gate_center": 3.0},
@@ -102,9 +102,8 @@ def training(method, family="vit", dtype="float32"):
 
 
 @methods
-@families
 @pytest.mark.parametrize("train", [False, True], ids=["infer", "train"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "dtype"), [("vit", "float32"), ("prefixes", "bfloat16")])
 def test_shapes_and_budgets(method, family, train, dtype):
     model = model_of(method, family, dtype)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), variables_of(method, family))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import slimvit_jax as slim
+from slimvit_jax.ops.attention import attention
 
 TINY = dict(img_size=12, patch_size=3, embed_dim=24, depth=3, num_heads=2, num_classes=5)
 
@@ -128,7 +129,26 @@ def test_images_of_another_shape_are_refused(shape):
         model.apply(variables, jnp.zeros(shape))
 
 
-def test_attention_backends_agree():
-    model, variables, images = build(attention="xla")
-    auto, _, _ = build(attention="auto")
-    np.testing.assert_allclose(model.apply(variables, images), auto.apply(variables, images), atol=1e-6)
+def test_attention_backends_agree(monkeypatch):
+    """Without a GPU, JAX's own attention stands in for its fused kernel: who calls it must mean the same by it."""
+    called = []
+
+    def fused(q, k, v, *, bias, implementation):
+        called.append(implementation)
+        implementation = implementation if jax.default_backend() == "gpu" else "xla"
+        return plain(q, k, v, bias=bias, implementation=implementation)
+
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 7, 3, 8)), jnp.bfloat16) for _ in range(3))
+    weight = jnp.asarray(3 * rng.normal(size=(2, 7)), jnp.float32)
+    for log_weight in (None, weight):
+        ours, theirs = (attention(q, k, v, log_weight=log_weight, backend=name) for name in ("xla", "cudnn"))
+        np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=0.03)
+    assert called == ["cudnn"] * 2
+    model, variables, images = build(attention="cudnn", dtype="bfloat16")
+    called.clear()
+    expected = model.clone(attention="xla").apply(variables, images)
+    np.testing.assert_allclose(model.apply(variables, images), expected, atol=0.03 * np.abs(expected).max())
+    assert len(called) == model.depth
