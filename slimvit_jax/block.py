@@ -91,8 +91,7 @@ class Attention(nn.Module):
 
     def heads(self, y: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values, (B, M, H, D / H) each."""
-        qkv = self.qkv(y).reshape(*y.shape[:2], 3, self.num_heads, self.dim // self.num_heads)
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return attention_ops.split_heads(self.qkv(y), self.num_heads)
 
     def part(self, y: Array, part: int) -> Array:
         """Queries (0), keys (1) or values (2) alone, (B, M, H, D / H)."""

@@ -81,7 +81,7 @@ class Trail:
         numbers = jnp.broadcast_to(jnp.arange(tokens.n, dtype=jnp.int32), tokens.origin.shape)
         target = jnp.where(tokens.origin < 0, count, tokens.origin)  # made-up tokens are nobody's
         nowhere = jnp.full((batch, count), -1, jnp.int32)
-        return nowhere.at[jnp.arange(batch)[:, None], target].set(numbers, mode="drop")
+        return select.put(nowhere, target, numbers)
 
     def _last(self) -> Array:
         """(B, N, D): what every patch was when it was last there, in front of some reduction."""

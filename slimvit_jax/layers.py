@@ -30,12 +30,10 @@ class Linear(nn.Module):
     def __call__(self, x: Array, columns: slice = slice(None)) -> Array:
         """(..., in) to (..., out), or only these columns of it."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)[:, columns]
-        # As a product of two matrices: on CPU a training step of DeiT-S then takes an eighth less time.
-        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = (flat @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], kernel.shape[1])
+        bias = None
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)[columns].astype(self.dtype)
-        return y
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)[columns].astype(self.dtype)
+        return elementwise.linear(x.astype(self.dtype), kernel.astype(self.dtype), bias)
 
 
 class LayerNorm(nn.Module):

@@ -185,13 +185,18 @@ BAD = {
     "export nothing": (["export", "", "{m}"], "'' names no file"),
     "export onto a folder": (["export", "{f}/sub", "{m}"], "is a folder, not a file to write"),
     "export onto the weights": (["export", "{f}/tiny.safetensors", "{m}"], "would be written over"),
-    "export its text onto itself": (["export", "{f}/x.bin", "{m}", "--mlir={f}/sub/../x.bin"], "--mlir"),
+    "export its text onto itself": (["export", "{f}/x.stablehlo", "{m}", "--mlir={f}/sub/../x.stablehlo"], "--mlir"),
+    "export kind": (["export", "{f}/x.tflite", "{m}"], "'.tflite'; choices: .onnx, .stablehlo"),
+    "export output": (["export", "{f}/x.stablehlo", "{m}", "--outputs=logit"], "did you mean 'logits'?"),
+    "export both": (["export", "{f}/x.stablehlo", "{m}", "--outputs=logits,features"], "logits or features, not both"),
+    "export no classes": (["export", "{f}/x.stablehlo", "{m}", "--set=num_classes=0"], "ask for the output 'features'"),
+    "export class names": (["export", "{f}/x.onnx", "{m}", "--classes={f}/text.png"], "10 classes"),
     "a picture onto its image": (["predict", "{f}/a.png", "{m}", "--out={f}"], "would be written over"),
     "set a name": (["benchmark", "--model=vit", "--set=name=x"], "--model"),
     "left-over words": (["models", "deit", "--config.seed=1"], "unrecognized arguments: --config.seed=1"),
-    "export folder": (["export", "{f}/none/x.bin", "{m}"], "no folder"),
-    "export batch": (["export", "{f}/x.bin", "{m}", "--batch-size=few"], "'few'"),
-    "export platform": (["export", "{f}/x.bin", "{m}", "--platforms=abacus"], "'abacus'"),
+    "export folder": (["export", "{f}/none/x.stablehlo", "{m}"], "no folder"),
+    "export batch": (["export", "{f}/x.stablehlo", "{m}", "--batch-size=few"], "'few'"),
+    "export platform": (["export", "{f}/x.stablehlo", "{m}", "--platforms=abacus"], "'abacus'"),
     "config": (["config", "{f}/none.py"], "none.py"),
 }
 
@@ -212,5 +217,5 @@ def test_a_batch_beyond_memory_is_refused_before_it_is_made(model, capsys, monke
 
 
 def test_failed_commands_leave_no_file(folder, model):
-    assert main(["export", str(folder / "left.bin"), *model, "--set=num_classes=3"]) == 2
+    assert main(["export", str(folder / "left.stablehlo"), *model, "--set=num_classes=3"]) == 2
     assert not list(folder.glob("*left*")) and not list(folder.glob(".left*"))

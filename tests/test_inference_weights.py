@@ -93,6 +93,6 @@ def test_the_commands(tmp_path, capsys):
     weights = ["--weights", files[1], "--model=lvvit", "--method=sit", *options]
     assert main(["evaluate", "--data=digits", "--batch-size=360", *weights, "--set=num_classes=10"]) == 2  # 5 classes
     assert "head.weight is (5, 16), the model has (10, 16)" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "sit.bin"), "--batch-size=1", *weights]) == 0
+    assert main(["export", str(tmp_path / "sit.stablehlo"), "--batch-size=1", *weights]) == 0
     assert main(["models", "sit_s", "--json"]) == 0
     assert '"training_parameters": 11' in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`python -m slimvit_jax export FILE`: the inference function as one serialised StableHLO artifact (jax.export)."""
+"""`python -m slimvit_jax export FILE`: the inference function as one file, ONNX or StableHLO by its suffix."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the `export` command."""
     parser = subparsers.add_parser(
         "export",
-        help="write the inference function as a StableHLO file",
-        description="Writes images (B, H, W, C) float32 -> logits (B, classes) float32, the weights inside. Read it "
-        "with jax.export.deserialize(bytes).call(images), on any of the platforms it was written for.",
+        help="write the inference function as an ONNX or StableHLO file",
+        description="Writes images (B, H, W, C) float32 -> logits (B, classes) float32, the weights inside, and runs "
+        "the file once. FILE.onnx is read by ONNX Runtime, OpenVINO, TensorRT and others; FILE.stablehlo by "
+        "jax.export.deserialize(bytes).call(images). Preprocessing and class names travel in the file.",
     )
-    parser.add_argument("file", metavar="FILE", help="the file to write")
+    parser.add_argument("file", metavar="FILE", help="the file to write: FILE.onnx or FILE.stablehlo")
     common.add_model_arguments(parser)
     parser.add_argument("--batch-size", default="any", metavar="B", help="a number, or any (default)")
-    parser.add_argument("--platforms", default="cpu", metavar="P,P", help="cpu, cuda, tpu, rocm (default: %(default)s)")
-    parser.add_argument("--mlir", metavar="FILE", help="also write the StableHLO text to this file")
+    parser.add_argument(
+        "--outputs",
+        default="logits",
+        metavar="NAME,NAME",
+        help="logits, or features (what the classifier reads); tokens, kept, scores (default: %(default)s)",
+    )
+    parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line (default: the run's)")
+    parser.add_argument("--platforms", metavar="P,P", help="of a .stablehlo: cpu, cuda, tpu, rocm (default: cpu)")
+    parser.add_argument("--mlir", metavar="FILE", help="of a .stablehlo: also write its text to this file")
     common.add_preprocess_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -31,25 +39,45 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Writes the file and says what is in it."""
     batch = _batch(args.batch_size)
-    platforms = [_platform(name) for name in args.platforms.split(",")]
-    file = common.writable_file(args.file, [args.weights])
-    text = None if args.mlir is None else common.writable_file(args.mlir, [args.weights, args.file])
+    platforms = None if args.platforms is None else [_platform(name) for name in args.platforms.split(",")]
+    file = common.writable_file(args.file, [args.weights, args.classes])
+    text = None if args.mlir is None else common.writable_file(args.mlir, [args.weights, args.classes, args.file])
     if text is not None and os.path.realpath(text) == os.path.realpath(file):
         raise SlimError(f"--mlir {args.mlir} is the file of the artifact itself; choose another name")
     target = common.open_target(args)
-    variables = target.load()
 
-    from slimvit_jax.files import atomic_path, write_text
-    from slimvit_jax.inference.export import export_inference
+    from slimvit_jax.inference import export
 
-    exported = export_inference(target.model, variables, batch, platforms)
-    with atomic_path(file) as temporary:
-        temporary.write_bytes(exported.serialize())
+    outputs = [name.strip() for name in args.outputs.split(",")]
+    export.check_export(target.model, file, outputs, platforms)
+    if text is not None and file.suffix != ".stablehlo":
+        raise SlimError(f"--mlir {args.mlir} goes with FILE.stablehlo")
+    names = common.class_names(args, target) or target.model.class_names
+    if file.suffix == ".stablehlo":
+        platforms = platforms or ["cpu"]
+    report = export.export(
+        target.model,
+        target.load(),
+        file,
+        batch_size=batch,
+        outputs=outputs,
+        platforms=platforms,
+        preprocess=target.preprocess,
+        class_names=names,
+    )
     if text is not None:
-        write_text(text, exported.mlir_module())
+        export.write_mlir(file, text)
+    given = ", ".join(f"{name} {kind}" for name, kind in report.outputs.items())
+    height, width = target.model.img_size
+    takes = f"images float32[{batch or 'batch'},{height},{width},{target.model.in_chans}]"
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {takes} -> {given}")
     prepare = target.preprocess
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {exported.in_avals[0]} -> {exported.out_avals[0]}")
-    print(f"images: pixels / 255, then (x - {list(prepare.mean)}) / {list(prepare.std)}, NHWC")
+    print(f"images: pixels / 255, then (x - {list(prepare.mean)}) / {list(prepare.std)}, NHWC; {len(names)} names")
+    if report.difference is None:
+        print(f"not run here: written for {', '.join(platforms or ())}")
+    else:
+        agree = f"{report.agreeing} of {report.images} random images agree with the model"
+        print(f"run once: {agree}, largest difference {report.difference:.1e}")
     return 0
 
 

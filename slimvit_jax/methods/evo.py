@@ -186,7 +186,7 @@ class Evo(Located, kw_only=True):
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:
         if self.kept:
-            tokens = tokens.take(jnp.argsort(tokens.origin, axis=1))
+            tokens = tokens.take(select.argsort(tokens.origin))
         if train and self.bound.num_classes:
             logits = self.head_cls(self.norm_cls(tokens.x[:, 0]))
             tokens = tokens.replace(taps={**tokens.taps, "class_logits": logits})

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.ops.pieces import piece
 
 BACKENDS = ("auto", "xla", "cudnn")
 
@@ -23,6 +24,13 @@ def _heads_first(x: Array) -> Array:
     would transpose the far larger logits instead.
     """
     return x.transpose(0, 2, 1, 3)
+
+
+@piece
+def split_heads(qkv: Array, count: int) -> tuple[Array, Array, Array]:
+    """Queries, keys and values, (B, N, H, D) each, of what one projection makes of the tokens, (B, N, 3 H D)."""
+    qkv = qkv.reshape(*qkv.shape[:2], 3, count, qkv.shape[2] // (3 * count))
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
 def _logits(q: Array, k: Array, log_weight: Array | None, bias: Array | None = None) -> Array:
@@ -47,6 +55,7 @@ def _shifted_exp(logits: Array) -> Array:
     return jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
 
 
+@piece
 def attention(
     q: Array,
     k: Array,
@@ -92,12 +101,14 @@ def attention(
     return _heads_first((out / weights.sum(-1, keepdims=True)).astype(q.dtype))
 
 
+@piece
 def attention_probabilities(q: Array, k: Array, *, log_weight: Array | None = None) -> Array:
     """The full softmax, float32 (B, H, Nq, Nk), for methods that read the whole matrix; arguments as `attention`."""
     weights = _shifted_exp(_logits(_heads_first(q), _heads_first(k), log_weight))
     return weights / weights.sum(-1, keepdims=True)
 
 
+@piece
 def weighted_values(weights: Array, v: Array) -> Array:
     """What each query reads: (B, H, Nq, Nk) weights of the values (B, Nk, H, D), as (B, Nq, H, D) in their dtype."""
     return _heads_first(jnp.matmul(weights.astype(v.dtype), _heads_first(v)))

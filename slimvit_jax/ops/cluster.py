@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.ops.select import gather, top
+from slimvit_jax.ops.select import gather, put, top, top_values
 
 Array = jax.Array
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -93,15 +93,15 @@ def far_apart(distances: Array, first: Array, k: int) -> Array:
     Returns:
       (B, k) int32, all different.
     """
-    rows = jnp.arange(distances.shape[0])
 
     def step(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], Array]:
         farthest, free, chosen = carry
-        farthest = jnp.maximum(farthest, distances[rows, chosen])
-        free = free.at[rows, chosen].set(False)
+        farthest = jnp.maximum(farthest, gather(distances, chosen[:, None])[:, 0])
+        free = free & (tokens != chosen[:, None])
         following = jnp.argmax(jnp.where(free, farthest, -jnp.inf), axis=1).astype(jnp.int32)
         return (farthest, free, following), chosen
 
+    tokens = jnp.arange(distances.shape[1], dtype=jnp.int32)
     start = (jnp.zeros(distances.shape[:2], distances.dtype), jnp.ones(distances.shape[:2], bool))
     _, chosen = jax.lax.scan(step, (*start, first.astype(jnp.int32)), None, length=k)
     return chosen.T
@@ -122,7 +122,7 @@ def peak_scores(distances: Array, neighbors: int) -> Array:
     Returns:
       (B, n) log(rho * delta), finite.
     """
-    nearest = jax.lax.top_k(-distances, neighbors)[0]
+    nearest = top_values(-distances, neighbors)
     density = -jnp.square(nearest).mean(-1)
     largest = distances.max(axis=(1, 2), keepdims=True)
     denser = density[:, None, :] > density[:, :, None]
@@ -132,9 +132,8 @@ def peak_scores(distances: Array, neighbors: int) -> Array:
 
 def assign_to_centers(distances: Array, centers: Array) -> Array:
     """(B, n) int32 numbers of the nearest centers, each center belonging to itself whatever lies at distance 0."""
-    rows = jnp.arange(centers.shape[0])[:, None]
-    numbers = jnp.arange(centers.shape[1], dtype=jnp.int32)
-    return nearest_center(distances, centers).at[rows, centers].set(numbers)
+    numbers = jnp.broadcast_to(jnp.arange(centers.shape[1], dtype=jnp.int32), centers.shape)
+    return put(nearest_center(distances, centers), centers, numbers)
 
 
 def merge_clusters(x: Array, log_weight: Array, clusters: Array, k: int, eps: float = 1e-6) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.ops.cluster import unit
+from slimvit_jax.ops.select import gather
 
 Array = jax.Array
 
@@ -50,7 +51,7 @@ def greedy_ranks(patches: Array, first: Array) -> Array:
     def step(rank: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         pick, covered, ranks = state
         ranks = jnp.where(positions == pick[:, None], rank, ranks)
-        row = jnp.take_along_axis(cosines, pick[:, None, None], axis=1, mode="promise_in_bounds")[:, 0]
+        row = gather(cosines, pick[:, None])[:, 0]
         covered = jnp.where(positions == pick[:, None], jnp.inf, jnp.maximum(covered, row))
         return _first_smallest(covered), covered, ranks
 

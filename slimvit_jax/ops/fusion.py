@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.ops.merge import Matching, unit
-from slimvit_jax.ops.select import gather
+from slimvit_jax.ops.merge import Matching, unit, without_front
+from slimvit_jax.ops.select import argsort, gather, put
 
 Array = jax.Array
 
@@ -61,26 +61,25 @@ def bidirectional_matching(scores: Array, r: int, protected: int, both_ways: boo
     """
     batch, a, b = scores.shape
     front_a, front_b = (protected + 1) // 2, protected // 2
-    scores = scores.at[:, :front_a].set(-jnp.inf).at[:, :, :front_b].set(-jnp.inf)
+    scores = without_front(scores, front_a, front_b)
     r_even = r // 2 if both_ways else r
     r_odd = r - r_even
-    rows = jnp.arange(batch)[:, None]
 
     best_odd, highest = _best(scores, axis=2)
-    order = jnp.argsort(-highest, axis=1)
+    order = argsort(-highest)
     leaves, stays = order[:, :r_even], jnp.sort(order[:, r_even:], axis=1)
-    gone = jnp.zeros((batch, a), bool).at[rows, leaves].set(True)
+    gone = put(jnp.zeros((batch, a), bool), leaves, jnp.ones(leaves.shape, bool))
     best_even, highest = _best(jnp.where(gone[..., None], -jnp.inf, scores), axis=1)
     # Protected ones, all -inf, come last of all, in their order, since the sort is stable.
-    order = jnp.argsort(-highest, axis=1) if both_ways else jnp.roll(_numbers(batch, b), -front_b, axis=1)
+    order = argsort(-highest) if both_ways else jnp.roll(_numbers(batch, b), -front_b, axis=1)
     leaves_odd, stays_odd = order[:, :r_odd], order[:, r_odd:]
 
     front = _numbers(batch, protected)
     held = jnp.concatenate([front, 2 * stays[:, front_a:], 2 * stays_odd[:, : b - r_odd - front_b] + 1], axis=1)
-    place = jnp.zeros((batch, a + b), jnp.int32).at[rows, held].set(_numbers(batch, held.shape[1]))
+    place = put(jnp.zeros((batch, a + b), jnp.int32), held, _numbers(batch, held.shape[1]))
     source_odd, source = 2 * leaves_odd + 1, 2 * leaves
     target_odd = gather(place, 2 * gather(best_even, leaves_odd))
-    place = place.at[rows, source_odd].set(target_odd)
+    place = put(place, source_odd, target_odd)
     target = gather(place, 2 * gather(best_odd, leaves) + 1)
     return Matching(
         held=held.astype(jnp.int32),

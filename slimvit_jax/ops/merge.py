@@ -11,8 +11,9 @@ import math
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from slimvit_jax.ops.select import gather, top
+from slimvit_jax.ops.select import argsort, gather, put, top
 
 Array = jax.Array
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -71,9 +72,9 @@ def bipartite_soft_matching(metric: Array, r: int, protected: int) -> Matching |
     metric = unit(jax.lax.stop_gradient(metric))
     similarity = jnp.einsum("bac,bdc->bad", metric[:, ::2], metric[:, 1::2])
     front_a, front_b = (protected + 1) // 2, protected // 2
-    similarity = similarity.at[:, :front_a].set(-jnp.inf).at[:, :, :front_b].set(-jnp.inf)
+    similarity = without_front(similarity, front_a, front_b)
     highest, best = best_partner(similarity)
-    order = jnp.argsort(-highest, axis=1)  # stable; a sort, unlike top_k, stays within each device's images
+    order = argsort(-highest)
     merged, left = order[:, :r], order[:, r:]
     if protected:
         left = jnp.sort(left, axis=1)
@@ -86,6 +87,12 @@ def bipartite_soft_matching(metric: Array, r: int, protected: int) -> Matching |
         target=left.shape[1] + gather(best, merged),  # in front of B: all that remains of A
         length=length,
     )
+
+
+def without_front(scores: Array, a: int, b: int) -> Array:
+    """(B, n, m) scores, -inf for the first `a` rows and the first `b` columns."""
+    rows, columns = (np.arange(size) for size in scores.shape[1:])
+    return jnp.where((rows[:, None] < a) | (columns < b), -jnp.inf, scores)
 
 
 def energy(metric: Array, margin: float) -> Array:
@@ -248,11 +255,10 @@ def merge_owner(matching: Matching, owner: Array) -> Array:
     Returns:
       (B, L) int32, its position among the k tokens after it; -1 where it was dropped, now or before.
     """
-    batch, left = matching.held.shape
-    rows = jnp.arange(batch)[:, None]
-    moved = jnp.full((batch, matching.length), -1, jnp.int32)
-    moved = moved.at[rows, matching.held].set(jnp.arange(left, dtype=jnp.int32))
-    moved = moved.at[rows, matching.source].set(matching.target)
+    held = matching.held
+    moved = jnp.full((held.shape[0], matching.length), -1, jnp.int32)
+    moved = put(moved, held, _positions(held, 0, held.shape[1]))
+    moved = put(moved, matching.source, matching.target)
     return jnp.where(owner < 0, -1, gather(moved, jnp.maximum(owner, 0)))
 
 

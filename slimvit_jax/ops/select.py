@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.ops.pieces import piece
+
 Array = jax.Array
 
 
+@piece
 def top(scores: Array, k: int) -> Array:
     """The indices of the `k` highest scores, in descending order; ties go to the lower index.
 
@@ -24,6 +27,13 @@ def top(scores: Array, k: int) -> Array:
     return jnp.argsort(-scores, axis=1, stable=True)[:, :k].astype(jnp.int32)
 
 
+@piece
+def top_values(scores: Array, k: int) -> Array:
+    """The `k` highest scores along the last axis, in descending order: (..., N) to (..., k)."""
+    return jax.lax.top_k(scores, k)[0]
+
+
+@piece
 def gather(values: Array, index: Array) -> Array:
     """Rows `index` of `values` along axis 1.
 
@@ -39,9 +49,23 @@ def gather(values: Array, index: Array) -> Array:
     return jnp.take_along_axis(values, expanded, axis=1, mode="promise_in_bounds")
 
 
+@piece
+def argsort(values: Array) -> Array:
+    """(B, N) int32: the indices that sort each row in ascending order; ties go to the lower index."""
+    # A sort, unlike top_k, stays within each device's images.
+    return jnp.argsort(values, axis=1, stable=True).astype(jnp.int32)
+
+
+@piece
+def put(values: Array, index: Array, new: Array) -> Array:
+    """`values` (B, N) with `new` (B, k) at the places `index` (B, k) of each row; places past the end are left out."""
+    rows = jnp.arange(values.shape[0])[:, None]
+    return values.at[rows, index].set(new.astype(values.dtype), mode="drop")
+
+
 def raster_order(values: Array, origin: Array) -> Array:
     """Undo a permutation: `values` (B, N, ...) held in the order `origin` (B, N), back in raster order."""
-    return gather(values, jnp.argsort(origin, axis=1))
+    return gather(values, argsort(origin))
 
 
 def straight_through(hard: Array, soft: Array) -> Array:

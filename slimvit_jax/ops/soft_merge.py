@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax.ops.select import gather
+from slimvit_jax.ops.select import argsort, gather
 
 Array = jax.Array
 
@@ -72,7 +72,7 @@ def soft_merge(x: Array, size: Array, share: Array) -> tuple[Array, Array, Array
     rest = 1.0 - share.sum(axis=-1)
     rest = rest + jax.lax.stop_gradient(jnp.clip(rest, 0.0, 1.0) - rest)  # rounding can take it below 0
     sizes = jnp.concatenate([gives * rest, total], axis=1)
-    order = jnp.argsort(-jax.lax.stop_gradient(sizes), axis=1)
+    order = argsort(-jax.lax.stop_gradient(sizes))
     merged = gather(jnp.concatenate([even, odd], axis=1), order).astype(x.dtype)
     return merged, gather(sizes, order), order
 
