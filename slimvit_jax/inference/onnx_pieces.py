@@ -15,7 +15,7 @@ Value = Any  # onnx_ir.Value
 
 
 class Writer:
-    """Writes the nodes of one piece: `write.MatMul(a, b)`; attributes are keywords.
+    """Writes the nodes of one piece: `write.MatMul(a, b)`; attributes are keywords, and `results` how many there are.
 
     Attributes:
       shapes: of the piece's inputs, by value; dimensions may be symbolic.
@@ -28,8 +28,8 @@ class Writer:
         self.dtypes = {id(value): aval.dtype for value, aval in inputs}
 
     def __getattr__(self, operator: str) -> Any:
-        def node(*inputs: Value, **attributes: Any) -> Value:
-            names = [self._context.fresh_name(operator.lower())]
+        def node(*inputs: Value, results: int = 1, **attributes: Any) -> Value:
+            names = [self._context.fresh_name(operator.lower()) for _ in range(results)]
             return getattr(self._context.builder, operator)(*inputs, _outputs=names, **attributes)
 
         return node
@@ -115,10 +115,7 @@ def weighted_values(write: Writer, weights: Value, v: Value) -> Value:
 
 
 def _top(write: Writer, scores: Value, k: int, axis: int, largest: bool) -> tuple[Value, Value]:
-    names = [write._context.fresh_name("top"), write._context.fresh_name("places")]
-    values, places = write._context.builder.TopK(
-        scores, write.ints(k), _outputs=names, axis=axis, largest=int(largest), sorted=1
-    )
+    values, places = write.TopK(scores, write.ints(k), results=2, axis=axis, largest=int(largest), sorted=1)
     return values, places
 
 
