@@ -6,6 +6,7 @@ Every function here has the arguments of the piece of its name, values of the gr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -204,14 +205,14 @@ def register() -> None:
 
     from slimvit_jax.inference import onnx_trace
 
-    def plugin(name: str, function: Any) -> None:
+    def plugin(name: str) -> None:
         class Piece(PrimitiveLeafPlugin):  # type: ignore[misc]
             _PRIM = onnx_trace.primitive(name)
 
             def lower(self, context: Any, eqn: Any) -> None:
                 inputs = [context.get_value_for_var(var) for var in eqn.invars]
                 write = Writer(context, [(v, var.aval) for v, var in zip(inputs, eqn.invars, strict=True)])
-                out = onnx_trace.call(eqn.params, inputs, lambda *args, **kwargs: function(write, *args, **kwargs))
+                out = onnx_trace.call(eqn.params, inputs, functools.partial(PIECES[name], write))
                 for var, value in zip(eqn.outvars, out if isinstance(out, list) else [out], strict=True):
                     planned = context.get_value_for_var(var)
                     value.type, value.shape = planned.type, planned.shape
@@ -219,5 +220,5 @@ def register() -> None:
 
         register_primitive(jaxpr_primitive=Piece._PRIM.name)(Piece)
 
-    for name, function in PIECES.items():
-        plugin(name, function)
+    for name in PIECES:
+        plugin(name)

@@ -83,7 +83,10 @@ def _abstract(*_: Any, out: tuple[Any, ...], **how: Any) -> list[Any]:
 
 def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    def read(atom: Any) -> Any:
+        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+
     for eqn in jaxpr.eqns:
         values.update(zip(eqn.outvars, _equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
     return [read(atom) for atom in jaxpr.outvars]
