@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.timm_worker import import_timm
 from slimvit_jax.files import write_json, write_text
 from slimvit_jax.inference.timing import describe_machine, interleave, sampler
 
@@ -35,18 +36,21 @@ def export_ours(name: str, folder: Path) -> dict[str, tuple[Path, int]]:
         model = slim.create_model(name, **options)
         label = "ours, dense" if rate == 1.0 else f"ours, slimmed at {rate}"
         path = folder / f"ours_{rate}.onnx"
-        variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, *model.img_size, model.in_chans), np.float32))
-        print(slim.export(model, variables, path), flush=True)
+        if not path.exists():
+            images = np.zeros((1, *model.img_size, model.in_chans), np.float32)
+            slim.export(model, jax.jit(model.init)(jax.random.key(0), images), path)
         found[label] = path, slim.flops(model).total
     return found
 
 
 def export_timm(name: str, folder: Path) -> Path:
-    import timm
+
     import torch
 
-    model = timm.create_model(name, exportable=True).eval()
     path = folder / "timm.onnx"
+    if path.exists():
+        return path
+    model = import_timm(torch).create_model(name, exportable=True).eval()
     images = torch.zeros((2, *model.default_cfg["input_size"]))
     names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_axes": {"images": {0: "batch"}}}
     torch.onnx.export(model, (images,), str(path), dynamo=False, opset_version=17, **names)
