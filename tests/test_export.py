@@ -125,6 +125,12 @@ def test_refused_beforehand(options, asked, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_onnx_has_no_form_for(tmp_path):
+    model = slim.create_model("vit", method="atc", **SMALL, keep_rate=0.5, locations=(1, 2))
+    with pytest.raises(SlimError, match="loop .* depends on the images"):
+        slim.export(model, random_variables(model), tmp_path / "m.onnx")
+
+
 def test_without_the_extra_the_line_says_how_to_install(tmp_path, monkeypatch, capsys):
     model, variables = built("life_regression")
     slim.save(model, variables, tmp_path / "w.safetensors")

@@ -79,10 +79,22 @@ def linear(write: Writer, x: Value, kernel: Value, bias: Value | None = None) ->
 
 
 def split_heads(write: Writer, qkv: Value, count: int) -> list[Value]:
-    shape = write.shapes[id(qkv)]
-    split = write.Reshape(qkv, write.ints(0, 0, 3, count, shape[-1] // (3 * count)))
-    apart = write.Transpose(split, perm=(2, 0, 1, 3, 4))
-    return [write.Gather(apart, write.constant(part, np.int64), axis=0) for part in range(3)]
+    width = write.shapes[id(qkv)][-1] // 3
+    parts = _projections(write, qkv, 3) or write.Split(qkv, results=3, axis=-1, num_outputs=3)
+    return [write.Reshape(part, write.ints(0, 0, count, width // count)) for part in parts]
+
+
+def _projections(write: Writer, y: Value, parts: int) -> list[Value] | None:
+    """A linear map's output cut into equal parts by cutting its weights, which saves a copy; None if it is none."""
+    add = y.producer()
+    product = add.inputs[0].producer() if add is not None and add.op_type == "Add" else add
+    if product is None or product.op_type != "MatMul" or product.inputs[1].const_value is None:
+        return None
+    x, kernel = product.inputs[0], np.split(product.inputs[1].const_value.numpy(), parts, axis=1)
+    if add is product:
+        return [linear(write, x, write.constant(part)) for part in kernel]
+    bias = np.split(add.inputs[1].const_value.numpy(), parts)
+    return [linear(write, x, write.constant(w), write.constant(b)) for w, b in zip(kernel, bias, strict=True)]
 
 
 def _logits(write: Writer, q: Value, k: Value, log_weight: Value | None, bias: Value | None) -> Value:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import pieces
 
 #: A loop of at most so many rounds is written out.
@@ -99,13 +100,15 @@ def _equation(eqn: Any, inputs: list[Any]) -> list[Any]:
     if any(isinstance(value, jax.core.Tracer) for value in inputs) or not _static(eqn):
         if (rewritten := _rewritten(eqn, inputs)) is not None:
             return [rewritten]
-    if inner is not None and eqn.primitive.name not in ("scan", "while", "cond"):  # jit, custom derivatives, remat
+    if inner is not None and eqn.primitive.name != "scan":  # jit, custom derivatives, remat
         return _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+    if eqn.primitive.name in ("while", "cond", "scan"):
+        raise SlimError(
+            "what this model computes has a loop or a branch that depends on the images, or is longer than"
+            f" {UNROLLED} rounds; an ONNX file is written without loops: export a .stablehlo"
+        )
     bind = functools.partial(eqn.primitive.bind, *inputs, **eqn.params)
-    if inner is not None or eqn.primitive.name == "while" or "branches" in eqn.params:
-        wrapped, params = eqn.primitive.get_bind_params(eqn.params)
-        out = eqn.primitive.bind(*wrapped, *inputs, **params)
-    elif _foldable(eqn, inputs):
+    if _foldable(eqn, inputs):
         with jax.ensure_compile_time_eval():
             out = bind()
     else:

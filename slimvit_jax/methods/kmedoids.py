@@ -102,6 +102,6 @@ class KMedoids(Dropping, Clustering, kw_only=True):
             if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
                 tokens = tokens.remember(scores=weight)
         centers, clusters = cluster.k_medoids(distances, weight, centers, self.cluster_iters)
-        rank = jnp.zeros(weight.shape, jnp.float32).at[jnp.arange(weight.shape[0])[:, None], centers]
-        tokens = self.drop(tokens, count, rank.set(jnp.arange(count, 0, -1, dtype=jnp.float32)))
+        places = jnp.broadcast_to(jnp.arange(count, 0, -1, dtype=jnp.float32), centers.shape)
+        tokens = self.drop(tokens, count, select.put(jnp.zeros(weight.shape, jnp.float32), centers, places))
         return tokens.tap("centers", centers).tap("clusters", clusters)
