@@ -97,14 +97,18 @@ def methods(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
 
 
 def untuned(study: Study) -> str:
-    """Methods under the dense model's weights as they are."""
+    """Methods under the dense weights as they are; the distance from dense where the outcome per image is known."""
     rates = [rate for rate in study.train_rates("untuned") if rate < 1]
     order = [0.7, *[rate for rate in rates if rate != 0.7]]
-    rows = [
-        [label(name), *[percent(study.stat("untuned", name, rate)) for rate in rates]]
-        for name in best_first(study, "untuned", order)
-    ]
-    return table(["method", *[f"{rate:g}: top-1, %" for rate in rates]], rows)
+    dense, rows = study.hits("untuned", "dense", 1.0), []
+    for name in best_first(study, "untuned", order):
+        rows.append([label(name)])
+        for rate in rates:
+            rows[-1].append(percent(study.stat("untuned", name, rate)))
+            if dense is not None:
+                rows[-1].append(paired(study.hits("untuned", name, rate), dense))
+    heads = ("top-1, %",) if dense is None else ("top-1, %", "minus dense")
+    return table(["method", *[f"{rate:g}: {head}" for rate in rates for head in heads]], rows)
 
 
 def chosen(study: Study) -> str:
@@ -265,7 +269,7 @@ def training_steps(results: Path) -> str:
 
 def short(study: Study, other: Study) -> str:
     """README's one table: the photographs' main comparison, Fashion-MNIST's figures in the last columns."""
-    faster, rows = speeds(study), []
+    faster, rows = speeds(study), [["dense", *(2 * [percent(study.dense), "1.00"]), *(2 * [percent(other.dense)])]]
     for name in best_first(study, "main", (0.7, 0.5)):
         cells = [f"**{label(name)}**" if name.startswith(LIFE) else label(name)]
         for rate in (0.7, 0.5):
