@@ -200,7 +200,12 @@ class Block(nn.Module):
         """The module "mlp"."""
         return Mlp(self.hidden, self.dim, self.proj_drop, self.dtype, self.activation, self.gated)
 
-    def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
+    def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Tokens, dict[str, Array]]:
+        """The tokens after the attention, its residual added, and the probe."""
+        branch, probe = self.read(tokens, needs, train)
+        return tokens.add(branch), probe
+
+    def read(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
         """The attention branch (B, P + n, D), still to be added to the tokens, and the probe."""
         y = _masked(self.norm1(tokens.x), tokens.input_mask)
         branch, probe = self.attn(y, tokens.key_log_weight, tokens.policy, needs, train, tokens.positions)
@@ -236,8 +241,8 @@ class Block(nn.Module):
 class RematBlock(Block):
     """The same layer and parameters; activations inside a branch are recomputed in the backward pass, not stored."""
 
-    def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
-        return nn.remat(lambda block, tokens: Block.attend(block, tokens, needs, train))(self, tokens)
+    def read(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
+        return nn.remat(lambda block, tokens: Block.read(block, tokens, needs, train))(self, tokens)
 
     def feed_forward(self, tokens: Tokens, train: bool) -> Array:
         return nn.remat(lambda block, tokens: Block.feed_forward(block, tokens, train))(self, tokens)

@@ -55,6 +55,8 @@ def encode(
         tokens, trail = _noted(method, trail, tokens, method.before_block(tokens, layer, train))
         _check(tokens, plan.attention[layer - 1], method, layer, "attention")
         tokens, probe = method.attend(tokens, layer, block, train)
+        if layer in (method.bound.subsamples or ()):
+            trail = Trail(tokens.origin)  # another grid begins
         tokens, trail = _noted(method, trail, tokens, method.after_attention(tokens, layer, probe, train))
         _check(tokens, plan.mlp[layer - 1], method, layer, "MLP")
         tokens = tokens.add(block.feed_forward(tokens, train))

@@ -147,7 +147,8 @@ def grid_features(model: Any, aux: Aux, layers: Sequence[int] | None = None) -> 
       SlimError: the layers are none of the model, or were not recorded; the aux is of another model.
     """
     if layers is None:
-        return _on_grid(model, aux.features[:, model.geometry.prefix_tokens :] if aux.grid is None else aux.grid)
+        patches = aux.features[:, model.geometry.prefix_tokens :] if aux.grid is None else aux.grid
+        return _on_grid(patches, model.geometry.grids[-1])
     depth = model.geometry.depth
     wrong = [layer for layer in layers if layer not in aux.layer_grids]
     if wrong and all(layer in range(1, depth + 1) for layer in wrong):
@@ -157,13 +158,11 @@ def grid_features(model: Any, aux: Aux, layers: Sequence[int] | None = None) -> 
         )
     if wrong:
         raise SlimError(f"grid_features: layers={tuple(layers)} must be whole numbers in 1..{depth}")
-    return tuple(_on_grid(model, aux.layer_grids[layer]) for layer in layers)
+    return tuple(_on_grid(aux.layer_grids[layer], model.geometry.grids[layer]) for layer in layers)
 
 
-def _on_grid(model: Any, patches: Array) -> Array:
-    rows, columns = model.geometry.grid
-    while rows * columns > patches.shape[1] and model.geometry.pyramid is not None:
-        rows, columns = (rows + 1) // 2, (columns + 1) // 2  # a stage of a pyramid
+def _on_grid(patches: Array, grid: tuple[int, int]) -> Array:
+    rows, columns = grid
     if patches.ndim != 3 or patches.shape[1] != rows * columns:
         raise SlimError(f"grid_features: features of shape {patches.shape} are not those of a {rows}x{columns} grid")
     return patches.reshape(patches.shape[0], rows, columns, patches.shape[2])

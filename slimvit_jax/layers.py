@@ -85,9 +85,13 @@ class PatchEmbed(nn.Module):
     def setup(self) -> None:
         self.proj = _PatchProjection(self.patch_size, self.features, self.dtype, self.use_bias)
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, train: bool = False, mask: Array | None = None) -> Array:
         """(B, H, W, C) images to (B, N, D) tokens in raster order."""
         return self.proj(images)
+
+    def flops(self, img_size: tuple[int, int], in_chans: int) -> int:
+        """Multiply-adds of one image."""
+        return img_size[0] * img_size[1] * in_chans * self.features
 
 
 class _PatchProjection(nn.Module):

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Linear
 from slimvit_jax.ops import elementwise
 
@@ -84,16 +85,6 @@ def stem_layers(kind: str, dim: int) -> StemLayers:
     return (*first, (dim // 4, 2), (dim // 2, 2), (dim, 2))
 
 
-def stem_flops(layers: StemLayers, img_size: tuple[int, int], in_chans: int) -> int:
-    """Multiply-adds of the convolutions."""
-    (height, width), channels, total = img_size, in_chans, 0
-    for features, stride in layers:
-        height, width = height // stride, width // stride
-        total += height * width * 9 * channels * features
-        channels = features
-    return total
-
-
 class ConvStem(nn.Module):
     """3x3 convolutions, each with a batch norm, with an activation between them; none after the last.
 
@@ -111,12 +102,23 @@ class ConvStem(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool, mask: Array | None = None) -> Array:
         """(B, H, W, C) images to (B, N, D) tokens in raster order."""
+        if self.fused and train:
+            raise SlimError("a fused model is for inference only: its batch norms are gone")
         x = images.astype(self.dtype)
         for i, (features, stride) in enumerate(self.layers, start=1):
             x = self.layer(i, features, stride, x, train, mask)
             if i < len(self.layers):
                 x = self.activation(x)
         return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
+
+    def flops(self, img_size: tuple[int, int], in_chans: int) -> int:
+        """Multiply-adds of the convolutions on one image."""
+        (height, width), channels, total = img_size, in_chans, 0
+        for features, stride in self.layers:
+            height, width = height // stride, width // stride
+            total += height * width * 9 * channels * features
+            channels = features
+        return total
 
     def layer(self, i: int, features: int, stride: int, x: Array, train: bool, mask: Array | None) -> Array:
         """Convolution and norm number i (from 1), under the names of LV-ViT."""

@@ -27,7 +27,8 @@ class Geometry:
       prefix_tokens: class, distillation and register tokens in front of the patches; never dropped.
       class_token: whether the first prefix token is a class token.
       num_classes: of the head; 0 for none.
-      pyramid: the dense model's plan where the backbone itself subsamples its grid, else None.
+      subsamples: 1-based layers whose attention leaves every second row and column of the grid, where the backbone is a
+        pyramid: then all patches must be there, at their places; None where it is none.
       mlp_hidden: hidden width of the layers' MLP; 0 where it is not one number.
     """
 
@@ -38,13 +39,32 @@ class Geometry:
     prefix_tokens: int = 1
     class_token: bool = True
     num_classes: int = 0
-    pyramid: Plan | None = None
+    subsamples: tuple[int, ...] | None = None
     mlp_hidden: int = 0
 
     @property
     def num_patches(self) -> int:
         """N, the number of patches."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def grids(self) -> tuple[tuple[int, int], ...]:
+        """The grid in front of every layer, and the one at the end."""
+        grids = [self.grid]
+        for layer in range(1, self.depth + 1):
+            grids.append(halved(grids[-1]) if layer in (self.subsamples or ()) else grids[-1])
+        return tuple(grids)
+
+    @property
+    def dense_plan(self) -> Plan:
+        """Patch tokens per layer where none is dropped."""
+        counts = tuple(rows * columns for rows, columns in self.grids)
+        return Plan(counts[:-1], counts[1:])
+
+
+def halved(grid: tuple[int, int]) -> tuple[int, int]:
+    """The grid of every second row and column, the first included."""
+    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +73,6 @@ class Plan:
 
     attention: tuple[int, ...]
     mlp: tuple[int, ...]
-
-    @classmethod
-    def full(cls, num_patches: int, depth: int) -> Plan:
-        """The plan of the dense model."""
-        return cls((num_patches,) * depth, (num_patches,) * depth)
 
     @classmethod
     def drop(cls, geometry: Geometry, locations: Sequence[int], counts: Sequence[int], where: str) -> Plan:

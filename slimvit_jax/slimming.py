@@ -89,7 +89,7 @@ class Slimming(Checked, kw_only=True):
     def check_all(self) -> None:
         self.check_options()
         if self.geometry is not None:
-            if self.geometry.pyramid is not None and not (self.method == "dense" or self.runs_on_pyramids):
+            if self.geometry.subsamples is not None and not (self.method == "dense" or self.runs_on_pyramids):
                 raise SlimError(
                     f"method {self.method!r} cannot run on this backbone: it subsamples the grid of patches between its"
                     " stages and learns a value for every distance, so all patches must be there, at their places"
@@ -133,12 +133,12 @@ class Slimming(Checked, kw_only=True):
     @property
     def plan(self) -> Plan:
         """Patch tokens per layer at inference."""
-        return self.bound.pyramid or Plan.full(self.bound.num_patches, self.bound.depth)
+        return self.bound.dense_plan
 
     @property
     def train_plan(self) -> Plan:
         """Patch tokens per layer while training; the inference plan, or all of them with `trains_on_all`."""
-        return Plan.full(self.bound.num_patches, self.bound.depth) if self.trains_on_all else self.plan
+        return self.bound.dense_plan if self.trains_on_all else self.plan
 
     @property
     def rejoins_at(self) -> int | None:
@@ -211,8 +211,7 @@ class Slimming(Checked, kw_only=True):
         A method that changes the attention itself overrides this, out of `block.attention_map`, `attention_values`
         and `attention_branch`; all others leave it alone.
         """
-        branch, probe = block.attend(tokens, self.needs(layer, train), train)
-        return tokens.add(branch), probe
+        return block.attend(tokens, self.needs(layer, train), train)
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         """Between the layer's attention (residual added) and its MLP."""

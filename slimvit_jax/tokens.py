@@ -27,6 +27,7 @@ class Tokens(flax.struct.PyTreeNode):
       size: (B, P + n) float32, how many tokens each stands for, where tokens took others in; its logarithm is added to
         the attention logits of each key beside `log_weight`. None where every token stands for itself.
       input_mask: (B, P + n) float32 that multiplies the normalised input of both branches, or None for none.
+      image_mask: (B,), 0 for images that only fill up a training batch, for batch norms; None where all count.
       places: (N, 2) float32 coordinates of the grid's patches, where the layers turn queries and keys by them (rotary
         positions); else None.
       position: (B, n, 2) float32 coordinates of the patch tokens; None: those of their raster index.
@@ -42,12 +43,19 @@ class Tokens(flax.struct.PyTreeNode):
     policy: Array | None = None
     size: Array | None = None
     input_mask: Array | None = None
+    image_mask: Array | None = None
     places: Array | None = None
     position: Array | None = None
     memory: dict[str, Any] = flax.struct.field(default_factory=dict)
     taps: dict[str, Any] = flax.struct.field(default_factory=dict)
     kept: tuple[Array, ...] = ()
     prefix: int = flax.struct.field(pytree_node=False, default=1)
+
+    @classmethod
+    def of(cls, x: Array, prefix: int, **more: Any) -> Tokens:
+        """(B, P + N, D), all N patches of a grid in raster order behind P prefix tokens."""
+        shape = (x.shape[0], x.shape[1] - prefix)
+        return cls(x=x, origin=jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape), prefix=prefix, **more)
 
     @property
     def n(self) -> int:

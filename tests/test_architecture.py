@@ -17,7 +17,7 @@ LAYERS = (
     ("ops", "images"),
     ("plan", "models", "models_encoders", "checked"),
     ("tokens", "losses"),
-    ("grid",),
+    ("grid", "slow_fast"),
     ("slimming", "layers", "layers_conv", "layers_pool", "block"),
     ("methods", "encoder"),
     ("backbones",),

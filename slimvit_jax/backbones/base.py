@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +13,7 @@ from slimvit_jax import fresh
 from slimvit_jax import losses as loss_functions
 from slimvit_jax import options as option_kinds
 from slimvit_jax.checked import Checked
+from slimvit_jax.encoder import encode
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
 from slimvit_jax.losses import Targets
@@ -115,6 +117,95 @@ class Backbone(Checked, kw_only=True):
             takes = ", ".join(map(str, expected))
             raise SlimError(f"images of shape {tuple(shape)}; this model takes (batch, {takes}), NHWC")
 
+    # Inference -------------------------------------------------------------------------------------------------------
+
+    # A model is three parts, which its family makes as modules. They share the model's scope: timm's names are flat.
+
+    def make_embedding(self) -> Any:
+        """What makes `Tokens` of (images, train, mask), such as `Embedding`."""
+        raise NotImplementedError
+
+    def make_blocks(self) -> list[Any]:
+        """The modules "blocks_0", "blocks_1" and so on, such as `Block`; others have a name of their own."""
+        raise NotImplementedError
+
+    def make_classifier(self) -> Any:
+        """What makes logits of the last tokens, such as `Classifier`."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        self.embedding = self.make_embedding()
+        nn.share_scope(self, self.embedding)
+        self.blocks = self.make_blocks()
+        self.classifier = self.make_classifier()
+        nn.share_scope(self, self.classifier)
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The layers in their order, of a model that is set up."""
+        return self.blocks
+
+    def __call__(
+        self,
+        images: Array,
+        train: bool = False,
+        *,
+        return_aux: bool = False,
+        record_tokens: bool | Sequence[int] = False,
+        scores: Array | None = None,
+        mask: Array | None = None,
+    ) -> Array | tuple[Array, Aux]:
+        """Classify images.
+
+        Args:
+          images: (B, H, W, C) floats, prepared as the weights expect (`transform_for`).
+          train: the training path: dropout, stochastic depth and the method's training form; needs rngs={"dropout"}.
+          return_aux: also return an `Aux`.
+          record_tokens: 1-based layers whose features `grid_features` is to have; True: all layers, and their patch
+            tokens in `aux.taps["tokens"]` as they are held.
+          mask: (B,), 0 for rows that only fill up a training batch: batch norms and MixToken leave them out.
+          scores: (B, N) in raster order, used by the method in place of its own prediction (random lives, an oracle).
+
+        Returns:
+          (B, num_classes) float32 logits, or (logits, aux).
+
+        Raises:
+          SlimError: for images of another shape, layers that there are not, scores where nothing is ranked by them.
+        """
+        self.check_images(images.shape)
+        recorded = recorded_layers(record_tokens, self.geometry.depth)
+        path = train or self.is_initializing()  # so that init creates the parameters that only training uses
+        tokens = self.embedding(images, train, mask)
+        if scores is not None:
+            if self.geometry.subsamples is not None:
+                raise SlimError(f"scores: with {type(self).__name__} there is nothing to rank by them")
+            if scores.shape != tokens.origin.shape:
+                raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
+            tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
+        tokens, trail, after = encode(self.layers, self.slim, tokens, path, recorded, record_tokens is True)
+        norm = self.classifier.normalised
+        normed = tokens.replace(x=norm(tokens.x))
+        logits, taps = self.classifier(tokens, normed, self.slim, train)
+        if not return_aux:
+            return logits
+        plan = self.slim.train_plan if path else self.slim.plan
+        aux = Aux(
+            token_counts=plan.token_counts,
+            kept=None if self.slim.merges else tokens.kept,
+            scores=tokens.memory.get("scores"),
+            features=normed.x,
+            taps={**tokens.taps, **taps},
+            grid=None if trail.in_raster_order(tokens) else trail.patches(tokens, normed.patches, norm),
+        )
+        grids = {layer: way.patches(held, norm(held.patches), norm) for layer, (held, way) in after.items()}
+        if self.geometry.depth in grids:  # what `finish` has put together
+            grids[self.geometry.depth] = normed.patches if aux.grid is None else aux.grid
+        return logits, aux.replace(layer_grids=grids)
+
+    def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
+        """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
+        raise NotImplementedError
+
     # Training --------------------------------------------------------------------------------------------------------
 
     def losses(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
@@ -184,10 +275,6 @@ class Backbone(Checked, kw_only=True):
     def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `from_official` for a state dict of this model."""
         return self.slim.to_official(state)
-
-    def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
-        """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
-        raise NotImplementedError
 
 
 def recorded_layers(record_tokens: bool | Sequence[int], depth: int) -> tuple[int, ...]:

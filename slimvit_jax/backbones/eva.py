@@ -93,5 +93,5 @@ class Eva(VisionTransformer, kw_only=True):
         )
 
     @property
-    def position_count(self) -> int:
-        return super().position_count if self.use_abs_pos_emb else 0
+    def embedding_options(self) -> dict[str, Any]:
+        return super().embedding_options | ({} if self.use_abs_pos_emb else {"positions": 0})

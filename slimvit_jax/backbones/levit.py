@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.backbones.base import Backbone, recorded_layers
-from slimvit_jax.backbones.levit_layers import Layer, LevitStage, LevitStem, halved
+from slimvit_jax.backbones.base import Backbone
+from slimvit_jax.backbones.levit_layers import (
+    Layer,
+    LevitBlock,
+    LevitClassifier,
+    LevitEmbedding,
+    LevitStage,
+    LevitStem,
+)
 from slimvit_jax.errors import SlimError
-from slimvit_jax.layers_conv import NormLinear, stem_flops, stem_layers
+from slimvit_jax.layers_conv import stem_layers
 from slimvit_jax.options import Count, DropRate, Positive, one_or_several
-from slimvit_jax.plan import Geometry, Plan
-from slimvit_jax.tokens import Aux
+from slimvit_jax.plan import Geometry, halved
 
-Array = jax.Array
 STRIDE = 16  # of the stem
 DOWN_ATTN_RATIO, DOWN_MLP_RATIO = 4, 2  # of the subsampling layers, fixed in timm
 
@@ -39,7 +41,7 @@ class LeViT(Backbone, kw_only=True):
     """Stages of attention on a shrinking grid, batch norm everywhere, no class token.
 
     Only the dense model: its subsampling attention and its biases need every patch at its place, so that methods which
-    drop or merge patches are refused (see `Geometry.pyramid`). The layers of `aux.token_counts` and `flops` are the
+    drop or merge patches are refused (see `Geometry.subsamples`). The layers of `aux.token_counts` and `flops` are the
     blocks and the subsampling layers, which count the tokens they take in.
 
     Attributes (besides those of `Backbone`; img_size must be divisible by 16):
@@ -111,57 +113,32 @@ class LeViT(Backbone, kw_only=True):
             prefix_tokens=0,
             class_token=False,
             num_classes=cls.option(options, "num_classes"),
-            pyramid=Plan(tuple(layer.tokens for layer in layers), tuple(layer.left for layer in layers)),
+            subsamples=tuple(number for number, layer in enumerate(layers, start=1) if layer.down),
         )
 
     @property
     def stages(self) -> tuple[tuple[Layer, ...], ...]:
         """The sizes of all layers by stage."""
-        names = ("img_size", "embed_dim", "depth", "num_heads", "key_dim", "attn_ratio", "mlp_ratio")
-        return self.stages_of({name: getattr(self, name) for name in names})
+        return self.stages_of(self.options())
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """What one token of the first grid stands for."""
         return STRIDE, STRIDE
 
-    @nn.compact
-    def __call__(
-        self,
-        images: Array,
-        train: bool = False,
-        *,
-        return_aux: bool = False,
-        record_tokens: bool | Sequence[int] = False,
-        scores: Array | None = None,
-        mask: Array | None = None,
-    ) -> Array | tuple[Array, Aux]:
-        """Classify images; arguments and results as of `VisionTransformer`, `scores` excepted."""
-        self.check_images(images.shape)
-        if scores is not None:
-            raise SlimError("scores: LeViT keeps every patch, there is nothing to rank")
-        if self.fused and train:
-            raise SlimError("a fused model is for inference only: its batch norms are gone")
-        dtype = jnp.dtype(self.dtype)
-        stem = LevitStem(stem_layers("4c", self.embed_dim[0]), nn.hard_swish, self.fused, dtype, name="stem")
-        x = stem(images, train, mask)
-        seen: list[Array] = []
-        for i, layers in enumerate(self.stages):
-            stage = LevitStage(layers, self.drop_path_rate, self.fused, dtype, name=f"stages_{i}")
-            seen += stage(seen[-1] if seen else x, train, mask)
-        logits = pooled = seen[-1].astype(jnp.float32).mean(axis=1)
-        taps: dict[str, Any] = {"tokens": tuple(seen)} if record_tokens is True else {}
-        if self.num_classes:
-            logits = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head")(pooled, train, mask)
-            if self.distilled:
-                dist = NormLinear(self.num_classes, self.drop_rate, self.fused, name="head_dist")(pooled, train, mask)
-                taps |= {"head_logits": logits, "dist_logits": dist}
-                logits = (logits + dist) / 2
-        if not return_aux:
-            return logits
-        grids = {layer: seen[layer - 1] for layer in recorded_layers(record_tokens, len(seen))}
-        counts = self.slim.plan.token_counts
-        return logits, Aux(counts, kept=(), scores=None, features=seen[-1], taps=taps, layer_grids=grids)
+    def make_embedding(self) -> LevitEmbedding:
+        return LevitEmbedding(self.embed_dim[0], self.geometry.class_token, self.fused, jnp.dtype(self.dtype))
+
+    def make_blocks(self) -> list[LevitStage]:
+        shared = (self.geometry.prefix_tokens, self.drop_path_rate, self.fused, jnp.dtype(self.dtype))
+        return [LevitStage(layers, *shared, name=f"stages_{i}") for i, layers in enumerate(self.stages)]
+
+    def make_classifier(self) -> LevitClassifier:
+        return LevitClassifier(self.num_classes, self.distilled, self.drop_rate, self.fused)
+
+    @property
+    def layers(self) -> list[LevitBlock]:
+        return [layer for stage in self.blocks for layer in stage.in_order()]
 
     def bias_index(self, path: tuple[str, ...]) -> np.ndarray:
         """The (queries, keys) index into the attention biases at `path` of the parameters."""
@@ -169,8 +146,12 @@ class LeViT(Backbone, kw_only=True):
         return self.stages[stage][0 if "downsample" in path else -1].bias_index
 
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
-        stem = stem_flops(stem_layers("4c", self.embed_dim[0]), self.img_size, self.in_chans)
-        layers = tuple(layer.flops(layer.tokens, layer.left) for stage in self.stages for layer in stage)
+        plan, prefix = self.slim.plan, self.geometry.prefix_tokens
+        flat = [layer for stage in self.stages for layer in stage]
+        layers = tuple(
+            layer.flops(prefix + a, prefix + m) for layer, a, m in zip(flat, plan.attention, plan.mlp, strict=True)
+        )
+        stem = LevitStem(stem_layers("4c", self.embed_dim[0])).flops(self.img_size, self.in_chans)
         return stem, layers, self.embed_dim[-1] * self.num_classes * (2 if self.distilled else 1)
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.layers import DropPath
-from slimvit_jax.layers_conv import ConvNorm, ConvStem, LinearNorm
-from slimvit_jax.ops.attention import attention
+from slimvit_jax.layers import DropPath, truncated
+from slimvit_jax.layers_conv import ConvNorm, ConvStem, LinearNorm, NormLinear, stem_layers
+from slimvit_jax.ops.attention import attention, class_attention
+from slimvit_jax.plan import halved
+from slimvit_jax.slimming import Slimming
+from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 Grid = tuple[int, int]
-
-
-def halved(grid: Grid) -> Grid:
-    """The grid after a subsampling layer: every second row and column, the first included."""
-    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
 
 
 def bias_index(grid: Grid, stride: int = 1) -> np.ndarray:
@@ -127,17 +126,19 @@ class Subsampled(nn.Module):
 
 
 class LevitAttention(nn.Module):
-    """Attention with one learned bias per head and distance.
+    """Attention with one learned bias per head and distance, or, with a class token, with positions to subsample by.
 
     Attributes:
       layer: the sizes.
+      prefix: 1 with a class token: then there are no biases, what subsamples adds positions to its tokens, and the
+        probe has the class token's attention and this layer's share in the running one ("tradeoff"), see Evo-LeViT.
       fused: batch norms are folded into the linear layers and the biases expanded to (heads, queries, keys).
     """
 
     layer: Layer
+    prefix: int
     fused: bool
     dtype: Any
-    prefix: ClassVar[int] = 0
 
     def setup(self) -> None:
         size, fused, dtype = self.layer, self.fused, self.dtype
@@ -147,13 +148,14 @@ class LevitAttention(nn.Module):
         else:
             self.qkv = LinearNorm(size.heads * (2 * size.key + size.value), False, fused, dtype)
         self.proj = Projection(size.dim, not size.down, fused, dtype)
-        self.setup_positions()
-
-    def setup_positions(self) -> None:
-        """The parameters that tell one place from another."""
-        size = self.layer
-        shape = (size.left, size.tokens) if self.fused else (size.tokens,)
-        self.attention_biases = self.param("attention_biases", nn.initializers.zeros, (size.heads, *shape), jnp.float32)
+        zeros = nn.initializers.zeros
+        if not self.prefix:
+            shape = (size.heads, *((size.left, size.tokens) if fused else (size.tokens,)))
+            self.attention_biases = self.param("attention_biases", zeros, shape, jnp.float32)
+            return
+        self.learn_tradeoff = self.param("learn_tradeoff", zeros, (1,), jnp.float32)
+        if size.down:
+            self.poss = self.param("poss", truncated, (1, self.prefix + size.tokens, size.in_dim), jnp.float32)
 
     def queries_keys_values(self, x: Array, train: bool, mask: Array | None = None) -> tuple[Array, Array, Array]:
         """(B, queries, heads, key), (B, tokens, heads, key), (B, tokens, heads, value)."""
@@ -168,12 +170,23 @@ class LevitAttention(nn.Module):
             query, both = every[..., :key], every[..., key:]
         return query, both[..., :key], both[..., key:]
 
-    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
-        """(B, tokens, in_dim) to (B, left, dim)."""
+    def __call__(
+        self, x: Array, needs: Sequence[str], train: bool, mask: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
+        """(B, tokens, in_dim) to the branch (B, left, dim), and the probe."""
+        bias = None
+        if not self.prefix:
+            bias = self.attention_biases if self.fused else self.attention_biases[:, self.layer.bias_index]
+        elif self.layer.down:
+            x = x + self.poss.astype(x.dtype)
         query, key, value = self.queries_keys_values(x, train, mask)
-        bias = self.attention_biases if self.fused else self.attention_biases[:, self.layer.bias_index]
         out = attention(query, key, value, bias=bias, backend="xla")
-        return self.proj(out.reshape(*out.shape[:2], out.shape[2] * out.shape[3]), train, mask)
+        probe = {}
+        if "class_attention" in needs:
+            probe["class_attention"] = class_attention(query[:, :1], key)
+        if "tradeoff" in needs:
+            probe["tradeoff"] = nn.sigmoid(self.learn_tradeoff[0])
+        return self.proj(out.reshape(*out.shape[:2], out.shape[2] * out.shape[3]), train, mask), probe
 
 
 class LevitMlp(nn.Module):
@@ -196,13 +209,13 @@ class LevitBlock(nn.Module):
     """One layer: an attention, residual unless it subsamples, and a residual MLP."""
 
     layer: Layer
+    prefix: int
     drop_path: float
     fused: bool
     dtype: Any
-    attention_class: ClassVar[type[LevitAttention]] = LevitAttention
 
     def setup(self) -> None:
-        attend = self.attention_class(self.layer, self.fused, self.dtype)
+        attend = LevitAttention(self.layer, self.prefix, self.fused, self.dtype)
         if self.layer.down:
             self.attn_downsample = attend
         else:
@@ -210,35 +223,98 @@ class LevitBlock(nn.Module):
         self.mlp = LevitMlp(self.layer.hidden, self.layer.dim, self.fused, self.dtype)
         self.stochastic_depth = DropPath(self.drop_path)
 
-    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
+    def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Tokens, dict[str, Array]]:
+        """The tokens after the attention, those of the smaller grid where it subsamples, and the probe."""
         if self.layer.down:
-            x = self.attn_downsample(x, train, mask)
-        else:
-            x = x + self.stochastic_depth(self.attn(x, train, mask), train)
-        return x + self.stochastic_depth(self.mlp(x, train, mask), train)
+            x, probe = self.attn_downsample(tokens.x, needs, train, tokens.image_mask)
+            origin = Tokens.of(x, self.prefix).origin
+            return tokens.replace(x=x, origin=origin), probe
+        branch, probe = self.attn(tokens.x, needs, train, tokens.image_mask)
+        return tokens.add(self.stochastic_depth(branch, train)), probe
+
+    def feed_forward(self, tokens: Tokens, train: bool) -> Array:
+        """The MLP branch, still to be added to the tokens."""
+        return self.stochastic_depth(self.mlp(tokens.x, train, tokens.image_mask), train)
 
 
 class LevitStage(nn.Module):
     """The layers of one grid, led by the one that subsamples to it in all but the first stage."""
 
     layers: tuple[Layer, ...]
+    prefix: int
     drop_path: float
     fused: bool
     dtype: Any
-    block_class: ClassVar[type[LevitBlock]] = LevitBlock
 
     def setup(self) -> None:
-        block = lambda layer: self.block_class(layer, self.drop_path, self.fused, self.dtype)
+        block = lambda layer: LevitBlock(layer, self.prefix, self.drop_path, self.fused, self.dtype)
         if self.layers[0].down:
             self.downsample = block(self.layers[0])
         self.blocks = [block(layer) for layer in self.layers if not layer.down]
 
-    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> list[Array]:
-        """The tokens after every layer."""
-        seen = [self.downsample(x, train, mask)] if self.layers[0].down else []
-        for block in self.blocks:
-            seen.append(block(seen[-1] if seen else x, train, mask))
-        return seen
+    def in_order(self) -> list[LevitBlock]:
+        """The layers in their order."""
+        return [self.downsample, *self.blocks] if self.layers[0].down else self.blocks
+
+
+class LevitEmbedding(nn.Module):
+    """LeViT's convolutions; with a class token, it and learned positions.
+
+    Attributes:
+      dim: channels of the tokens.
+      class_token: whether there is one.
+    """
+
+    dim: int
+    class_token: bool
+    fused: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool, mask: Array | None = None) -> Tokens:
+        """The tokens of (B, H, W, C) images."""
+        x = LevitStem(stem_layers("4c", self.dim), nn.hard_swish, self.fused, self.dtype, name="stem")(
+            images, train, mask
+        )
+        if self.class_token:
+            cls_token = self.param("cls_token", nn.initializers.zeros, (1, 1, self.dim), jnp.float32)
+            poss = self.param("poss", truncated, (1, 1 + x.shape[1], self.dim), jnp.float32)
+            front = jnp.broadcast_to(cls_token.astype(x.dtype), (len(x), 1, self.dim))
+            x = jnp.concatenate([front, x], axis=1) + poss.astype(x.dtype)
+        return Tokens.of(x, int(self.class_token), image_mask=mask)
+
+
+class LevitClassifier(nn.Module):
+    """Heads that read the mean of the patches; in training, with a class token, as many that read that one."""
+
+    num_classes: int
+    distilled: bool
+    drop: float
+    fused: bool
+
+    def normalised(self, x: Array) -> Array:
+        """There is no final norm."""
+        return x
+
+    @nn.compact
+    def __call__(self, tokens: Tokens, normed: Tokens, method: Slimming, train: bool) -> tuple[Array, dict[str, Array]]:
+        """(B, num_classes) float32 logits and taps."""
+        head = lambda name, y: NormLinear(self.num_classes, self.drop, self.fused, name=name)(
+            y, train, tokens.image_mask
+        )
+        x = tokens.x.astype(jnp.float32)
+        mean, taps = x[:, tokens.prefix :].mean(axis=1), {}
+        if not self.num_classes:
+            return mean, taps
+        logits = head("head", mean)
+        if tokens.prefix and (train or self.is_initializing()):
+            taps["class_logits"] = head("head_cls", x[:, 0])
+            if self.distilled:
+                taps["class_dist_logits"] = head("head_cls_dist", x[:, 0])
+        if not self.distilled:
+            return logits, taps
+        dist = head("head_dist", mean)
+        return (logits + dist) / 2, taps | {"head_logits": logits, "dist_logits": dist}
 
 
 class LevitStem(ConvStem):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.backbones.base import renamed
+from slimvit_jax.backbones.classifier import Classifier
+from slimvit_jax.backbones.embedding import Embedding
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError
-from slimvit_jax.layers import Linear, PatchEmbed, truncated
-from slimvit_jax.layers_conv import ConvStem, StemLayers, stem_flops, stem_layers
+from slimvit_jax.layers import Linear, truncated
+from slimvit_jax.layers_conv import ConvStem, stem_layers
 from slimvit_jax.losses import Targets
 from slimvit_jax.ops import boxes
 from slimvit_jax.options import Count, Positive, kind_of
@@ -22,6 +23,51 @@ from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
 STRIDE = 16
+
+
+class LVEmbedding(Embedding):
+    """A distillation token has a position of its own, and training may mix the patches of two images.
+
+    Attributes:
+      mixed_grid: the grid whose patches are mixed; None: they are not.
+    """
+
+    mixed_grid: tuple[int, int] | None = None
+
+    def setup(self) -> None:
+        super().setup()
+        if "dist_token" in dict(self.prefix):
+            self.dist_pos_embed = self.param("dist_pos_embed", truncated, (1, 1, self.dim), jnp.float32)
+
+    def patch_tokens(self, images: Array, train: bool, mask: Array | None) -> tuple[Array, dict[str, Array]]:
+        patches, taps = super().patch_tokens(images, train, mask)
+        if self.mixed_grid is None or not train:
+            return patches, taps
+        inside = boxes.token_box(self.make_rng("dropout"), *self.mixed_grid)
+        return boxes.paste(patches, inside, mask), {"pasted": inside}
+
+    def position(self) -> Array:
+        if "dist_token" not in dict(self.prefix) or self.on_patches:
+            return self.pos_embed
+        return jnp.concatenate([self.pos_embed[:, :1], self.dist_pos_embed, self.pos_embed[:, 1:]], axis=1)
+
+
+class LVClassifier(Classifier):
+    """Labels every patch too, by a head of its own."""
+
+    def setup(self) -> None:
+        super().setup()
+        if self.num_classes:
+            self.aux_head = Linear(self.num_classes, dtype=jnp.float32)
+
+    def __call__(self, tokens: Tokens, normed: Tokens, method: Slimming, train: bool) -> tuple[Array, dict[str, Array]]:
+        logits, taps = super().__call__(tokens, normed, method, train)
+        if self.num_classes and (train or self.is_initializing()):
+            taps = {**taps, "token_logits": self.aux_head(normed.patches), "token_origin": normed.origin}
+        return logits, taps
+
+    def patch_logits(self, patches: Array) -> Array:
+        return self.aux_head(patches)
 
 
 class LVViT(VisionTransformer, kw_only=True):
@@ -117,58 +163,30 @@ class LVViT(VisionTransformer, kw_only=True):
             raise SlimError("token_labelling=True: with num_classes=0 there is no head to label with")
         return options
 
-    def setup(self) -> None:
-        super().setup()
-        if self.distilled:
-            self.dist_pos_embed = self.param("dist_pos_embed", truncated, (1, 1, self.embed_dim), jnp.float32)
-        if self.num_classes:
-            self.aux_head = Linear(self.num_classes, dtype=jnp.float32)
+    @property
+    def embedding_options(self) -> dict[str, Any]:
+        options = super().embedding_options
+        own = self.distilled and not self.no_embed_class  # dist_token has a position of its own
+        return options | {
+            "positions": options["positions"] - own,
+            "mixed_grid": self.geometry.grid if self.mix_token else None,
+        }
 
     @property
-    def stem_layers(self) -> StemLayers:
-        """(channels, stride) of the stem's convolutions."""
-        return stem_layers(self.p_emb, self.embed_dim)
+    def block_options(self) -> dict[str, Any]:
+        return super().block_options | {"residual_scale": self.skip_lam}
 
-    @property
-    def residual_scale(self) -> float:
-        return self.skip_lam
-
-    @property
-    def position_count(self) -> int:
-        return super().position_count - (self.distilled and not self.no_embed_class)
-
-    def patch_embedding(self) -> nn.Module:
+    def make_patches(self) -> Any:
         if self.p_emb == "none":
-            return PatchEmbed(self.patch_size, self.embed_dim, jnp.dtype(self.dtype), use_bias=not self.pre_norm)
-        return ConvStem(self.stem_layers, fused=self.fused, dtype=jnp.dtype(self.dtype))
+            return super().make_patches()
+        layers = stem_layers(self.p_emb, self.embed_dim)
+        return ConvStem(layers, fused=self.fused, dtype=jnp.dtype(self.dtype))
 
-    def embed_flops(self) -> int:
-        if self.p_emb == "none":
-            return super().embed_flops()
-        return stem_flops(self.stem_layers, self.img_size, self.in_chans)
+    def make_embedding(self) -> Embedding:
+        return LVEmbedding(**self.embedding_options)
 
-    def _patches(self, images: Array, train: bool, mask: Array | None) -> tuple[Array, dict[str, Array]]:
-        if self.fused and train:
-            raise SlimError("a fused model is for inference only: its batch norms are gone")
-        patches = self.patch_embed(images) if self.p_emb == "none" else self.patch_embed(images, train, mask)
-        if not (self.mix_token and train):
-            return patches, {}
-        inside = boxes.token_box(self.make_rng("dropout"), *self.geometry.grid)
-        return boxes.paste(patches, inside, mask), {"pasted": inside}
-
-    def _positions(self) -> Array:
-        if not self.distilled or self.no_embed_class:
-            return self.pos_embed
-        return jnp.concatenate([self.pos_embed[:, :1], self.dist_pos_embed, self.pos_embed[:, 1:]], axis=1)
-
-    def _classify(self, tokens: Tokens, mean: Array | None, train: bool) -> tuple[Array, dict[str, Array]]:
-        logits, taps = super()._classify(tokens, mean, train)
-        if self.num_classes and (train or self.is_initializing()):
-            taps = {**taps, "token_logits": self._patch_logits(tokens.patches), "token_origin": tokens.origin}
-        return logits, taps
-
-    def _patch_logits(self, patches: Array) -> Array:
-        return self.aux_head(patches)
+    def make_classifier(self) -> Classifier:
+        return LVClassifier(**self.classifier_options)
 
     def losses(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
         losses = super().losses(logits, aux, targets)

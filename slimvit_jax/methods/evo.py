@@ -17,10 +17,11 @@ from slimvit_jax.methods import evo_names
 from slimvit_jax.methods.located import Located
 from slimvit_jax.methods.ranking import ranking
 from slimvit_jax.ops import select
-from slimvit_jax.ops.evolution import evolve, representative_token
+from slimvit_jax.ops.evolution import evolve
 from slimvit_jax.options import Fraction, Share
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe
+from slimvit_jax.slow_fast import divide, join
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -145,22 +146,9 @@ class Evo(Located, kw_only=True):
         if "scores" not in tokens.memory:
             tokens = tokens.remember(scores=raster)
         order = select.top(ranking(tokens, running), tokens.n)
-        running, everyone = select.gather(running, order), tokens.take(order)
-        slow, waiting = everyone.first(left), everyone.patches[:, left:]
-        tokens = slow.tap("class_attention", raster).remember(
-            running=running[:, :left], waiting=(waiting, everyone.origin[:, left:], running[:, left:])
-        )
-        if not self.representative:
-            return tokens
-        mean = representative_token(waiting, running[:, left:]).astype(tokens.x.dtype)
-        origin = jnp.pad(tokens.origin, ((0, 0), (0, 1)), constant_values=-1)
-        with_mean = lambda places: jnp.concatenate(
-            [places[:, :left], representative_token(places[:, left:], running[:, left:])], axis=1
-        )
-        patches = jnp.concatenate([tokens.patches, mean], axis=1)
-        tokens = tokens.with_patches(patches, origin, everyone.placed(with_mean)).remember(mean=mean)
+        divided = divide(tokens.tap("class_attention", raster), running, order, left, self.representative)
         # At 1 of N left out the count does not change, and the encoder would not note it.
-        return tokens if tokens.n < everyone.n else tokens.replace(kept=(*tokens.kept, origin))
+        return divided if divided.n < tokens.n else divided.replace(kept=(*tokens.kept, divided.origin))
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         if not self.needs(layer, train):
@@ -174,15 +162,7 @@ class Evo(Located, kw_only=True):
     def after_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if "waiting" not in tokens.memory or not self._ends(layer):
             return tokens
-        memory = dict(tokens.memory)
-        waiting, origin, scores = memory.pop("waiting")
-        if self.representative:
-            moved = tokens.patches[:, -1:].astype(jnp.float32) - memory.pop("mean").astype(jnp.float32)
-            waiting = (waiting.astype(jnp.float32) + moved).astype(waiting.dtype)
-            tokens = tokens.first(tokens.n - 1)
-        patches = jnp.concatenate([tokens.patches, waiting], axis=1)
-        memory["running"] = jnp.concatenate([memory["running"], scores], axis=1)
-        return tokens.with_patches(patches, jnp.concatenate([tokens.origin, origin], axis=1)).replace(memory=memory)
+        return join(tokens)
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:
         if self.kept:
