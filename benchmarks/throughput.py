@@ -93,7 +93,7 @@ def candidates(args: argparse.Namespace, name: str, dtype: str, notes: list[str]
     }
     if args.fused:
         dense = found["dense"][0]
-        if not hasattr(dense, "fused"):
+        if not dense.fuse_partners:
             raise slim.SlimError(f"--fused: {name} has no batch norm to fold")
         found["dense, fused"] = (dense.clone(fused=True), "dense", None)
     for other in args.against:

@@ -172,9 +172,9 @@ class Block(nn.Module):
         gate = mlp_tokens * self.dim * self.hidden if self.gated else 0  # the product that the gate takes besides
         return block_flops(attention_tokens, mlp_tokens, self.dim, self.hidden) + gate
 
-    def attention(self) -> nn.Module:
-        """The module "attn"."""
-        return Attention(
+    def attention(self, kind: type[Attention] = Attention, **more: Any) -> nn.Module:
+        """The module "attn", of this kind and with more options."""
+        return kind(
             dim=self.dim,
             num_heads=self.num_heads,
             qkv_bias=self.qkv_bias,
@@ -185,6 +185,7 @@ class Block(nn.Module):
             backend=self.backend,
             class_token=self.class_token,
             rotary=self.rotary,
+            **more,
         )
 
     def layer_scales(self) -> None:
@@ -202,10 +203,10 @@ class Block(nn.Module):
 
     def attend(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Tokens, dict[str, Array]]:
         """The tokens after the attention, its residual added, and the probe."""
-        branch, probe = self.read(tokens, needs, train)
+        branch, probe = self.branch(tokens, needs, train)
         return tokens.add(branch), probe
 
-    def read(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
+    def branch(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
         """The attention branch (B, P + n, D), still to be added to the tokens, and the probe."""
         y = _masked(self.norm1(tokens.x), tokens.input_mask)
         branch, probe = self.attn(y, tokens.key_log_weight, tokens.policy, needs, train, tokens.positions)
@@ -241,8 +242,8 @@ class Block(nn.Module):
 class RematBlock(Block):
     """The same layer and parameters; activations inside a branch are recomputed in the backward pass, not stored."""
 
-    def read(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
-        return nn.remat(lambda block, tokens: Block.read(block, tokens, needs, train))(self, tokens)
+    def branch(self, tokens: Tokens, needs: Sequence[str], train: bool) -> tuple[Array, dict[str, Array]]:
+        return nn.remat(lambda block, tokens: Block.branch(block, tokens, needs, train))(self, tokens)
 
     def feed_forward(self, tokens: Tokens, train: bool) -> Array:
         return nn.remat(lambda block, tokens: Block.feed_forward(block, tokens, train))(self, tokens)

@@ -6,30 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from slimvit_jax import options
+from slimvit_jax.backbones import FAMILIES
 from slimvit_jax.backbones.base import Backbone
-from slimvit_jax.backbones.eva import Eva
-from slimvit_jax.backbones.evo_levit import EvoLeViT
-from slimvit_jax.backbones.levit import LeViT
-from slimvit_jax.backbones.lvvit import LVViT
-from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.images import Preprocess
 from slimvit_jax.methods import METHODS
 from slimvit_jax.methods.dropping import Dropping
-from slimvit_jax.models import NAMED, UNNAMED
+from slimvit_jax.models import NAMED
+from slimvit_jax.named import UNNAMED
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.text import choose_method
-
-#: Families for any size: name to (class, options that make the family).
-FAMILIES: dict[str, tuple[type[Backbone], dict[str, Any]]] = {
-    "vit": (VisionTransformer, {}),
-    "deit_distilled": (VisionTransformer, {"distilled": True}),
-    "eva": (Eva, {}),
-    "lvvit": (LVViT, {}),
-    "levit": (LeViT, {}),
-    "levit_distilled": (LeViT, {"distilled": True}),
-    "evo_levit": (EvoLeViT, {}),
-}
 
 
 def list_models() -> list[str]:

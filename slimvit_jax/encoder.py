@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
 
 from slimvit_jax import fresh
 from slimvit_jax.block import Block
 from slimvit_jax.errors import SlimError
 from slimvit_jax.grid import Trail
+from slimvit_jax.plan import check_locations
 from slimvit_jax.slimming import Slimming
-from slimvit_jax.tokens import Tokens
+from slimvit_jax.tokens import Aux, Tokens
+
+Array = jax.Array
 
 
 class Encoded(NamedTuple):
@@ -25,6 +30,40 @@ class Encoded(NamedTuple):
     tokens: Tokens
     trail: Trail
     after: dict[int, tuple[Tokens, Trail]]
+
+    def aux(
+        self, method: Slimming, normed: Tokens, norm: Callable[[Array], Array], taps: Mapping[str, Any], train: bool
+    ) -> Aux:
+        """What a model returns beside its logits.
+
+        Args:
+          method: that encoded.
+          normed: the tokens as `norm` makes them.
+          norm: the final one.
+          taps: further named outputs.
+          train: as in `encode`.
+        """
+        whole = self.trail.in_raster_order(self.tokens)
+        grid = None if whole else self.trail.patches(self.tokens, normed.patches, norm)
+        grids = {layer: way.patches(held, norm(held.patches), norm) for layer, (held, way) in self.after.items()}
+        if method.bound.depth in grids:  # what `finish` has put together
+            grids[method.bound.depth] = normed.patches if grid is None else grid
+        return Aux(
+            token_counts=(method.train_plan if train else method.plan).token_counts,
+            kept=None if method.merges else self.tokens.kept,
+            scores=self.tokens.memory.get("scores"),
+            features=normed.x,
+            taps={**self.tokens.taps, **taps},
+            grid=grid,
+            layer_grids=grids,
+        )
+
+
+def recorded_layers(record_tokens: bool | Sequence[int], depth: int) -> tuple[int, ...]:
+    """The 1-based layers that `record_tokens` means, ascending; a SlimError for one that there is not."""
+    if isinstance(record_tokens, bool) or not record_tokens:
+        return tuple(range(1, depth + 1)) if record_tokens else ()
+    return check_locations(tuple(sorted(record_tokens)), depth, "record_tokens")
 
 
 def encode(
@@ -56,7 +95,7 @@ def encode(
         _check(tokens, plan.attention[layer - 1], method, layer, "attention")
         tokens, probe = method.attend(tokens, layer, block, train)
         if layer in (method.bound.subsamples or ()):
-            trail = Trail(tokens.origin)  # another grid begins
+            trail = Trail(tokens.origin, method.grid_fill)  # another grid begins
         tokens, trail = _noted(method, trail, tokens, method.after_attention(tokens, layer, probe, train))
         _check(tokens, plan.mlp[layer - 1], method, layer, "MLP")
         tokens = tokens.add(block.feed_forward(tokens, train))

@@ -15,8 +15,6 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.layers_conv import BatchNorm
 
 Path = tuple[str, ...]
-#: A batch norm's name -> the name of the linear or convolutional layer beside it.
-_PARTNERS = ((re.compile(r"bn"), "linear"), (re.compile(r"bn(\d+)"), r"conv\1"))
 
 
 def fuse(model: Backbone, variables: Mapping[str, Any]) -> tuple[Backbone, dict[str, Any]]:
@@ -36,34 +34,28 @@ def fuse(model: Backbone, variables: Mapping[str, Any]) -> tuple[Backbone, dict[
     Raises:
       SlimError: the model has no batch norm, or is fused already; the variables are of another model.
     """
-    if not hasattr(model, "fused") or getattr(model, "p_emb", "") == "none":
+    partners = model.fuse_partners
+    if not partners:
         raise SlimError(f"fuse: {type(model).__name__} has no batch norm to fold into another layer")
-    if model.fused:
+    if model.options()["fused"]:
         raise SlimError("fuse: the model is fused already")
     flat = flatten(variables)
     if not any(path[0] == "batch_stats" for path in flat):
         raise SlimError("fuse: the variables have no batch_stats, the running statistics to fold")
-    fused = {path: array for path, array in flat.items() if path[0] == "params" and not _is_norm(path[-2])}
-    for path in flat:
-        if path[0] == "batch_stats" and path[-1] == "mean":
-            _fold(fused, flat, path[1:-1])
-    for path, array in fused.items():
-        if path[-1] == "attention_biases":
-            fused[path] = np.asarray(array)[:, model.bias_index(path)]
-    return model.clone(fused=True), unflatten({path: jnp.asarray(a, jnp.float32) for path, a in fused.items()})
+    norms = {path[1:-1] for path in flat if path[0] == "batch_stats"}
+    fused = {path: array for path, array in flat.items() if path[0] == "params" and path[1:-1] not in norms}
+    for norm in norms:
+        partner = next(re.sub(own, other, norm[-1]) for own, other in partners.items() if re.fullmatch(own, norm[-1]))
+        _fold(fused, flat, norm, ("params", *norm[:-1], partner))
+    fused = {path: model.fused_parameter(path, jnp.asarray(array, jnp.float32)) for path, array in fused.items()}
+    return model.clone(fused=True), unflatten(fused)
 
 
-def _is_norm(name: str) -> bool:
-    return any(pattern.fullmatch(name) for pattern, _ in _PARTNERS)
-
-
-def _fold(fused: dict[Path, Any], flat: Mapping[Path, Any], norm: Path) -> None:
+def _fold(fused: dict[Path, Any], flat: Mapping[Path, Any], norm: Path, layer: Path) -> None:
     scale, bias = (np.asarray(flat["params", *norm, name], np.float64) for name in ("scale", "bias"))
     mean, var = (np.asarray(flat["batch_stats", *norm, name], np.float64) for name in ("mean", "var"))
     gain = scale / np.sqrt(var + BatchNorm.eps)
     shift = bias - mean * gain
-    partner = next(p.sub(name, norm[-1]) for p, name in _PARTNERS if p.fullmatch(norm[-1]))
-    layer = ("params", *norm[:-1], partner)
     kernel = np.asarray(fused[*layer, "kernel"], np.float64)
     if (*layer, "bias") in fused:  # the norm comes first
         fused[*layer, "kernel"] = kernel * gain[:, None]

@@ -74,7 +74,7 @@ def test_what_a_method_adds_is_told_from_its_measured_plans():
     cost = CostModel(GEOMETRY, 1.0, (0.1, 2e-3, 1e-6))
     once = Plan((256,) * 4 + (128,) * 8, (256,) * 4 + (128,) * 8)
     often = Plan(tuple(256 - 8 * t for t in range(12)), tuple(248 - 8 * t for t in range(12)))
-    assert reductions(once, 256) == (1.0, 0.0) and reductions(Plan.full(256, 12), 256) == (0.0, 0.0)
+    assert reductions(once, 256) == (1.0, 0.0) and reductions(Plan((256,) * 12, (256,) * 12), 256) == (0.0, 0.0)
     assert reductions(often, 256)[1] == pytest.approx(sum(256 - 8 * t for t in range(1, 12)) / 256)
     seen = [(once, cost.ms(once) + 0.5), (often, cost.ms(often) + 0.5 + 0.25 * reductions(often, 256)[1])]
     assert cost.with_extra("m", seen).extra["m"] == pytest.approx((0.5, 0.25))

@@ -90,7 +90,7 @@ def test_a_dropped_patch_has_its_features_of_the_moment():
     after, last = (np.asarray(g).reshape(2, 15, 32) for g in slim.grid_features(dense, reference, layers=(2, 5)))
     np.testing.assert_allclose(grid[0, gone], after[0, gone], atol=1e-5)
     assert np.abs(grid[0, gone] - last[0, gone]).max() > 1e-2
-    norm = lambda x: dense.apply(variables, jnp.asarray(x), method=lambda m, x: m.norm(x))
+    norm = lambda x: dense.apply(variables, jnp.asarray(x), method=lambda m, x: m.classifier.norm(x))
     np.testing.assert_allclose(norm(reference.taps["tokens"][1]), after, atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_a_dropped_patch_moves_as_its_most_similar_survivor_does():
     grid = np.asarray(slim.grid_features(model, aux)).reshape(2, 15, 32)
     _, reference = applied(built(None)[0], variables, record_tokens=True)
     then, last, kept = (np.asarray(x[0]) for x in (reference.taps["tokens"][1], aux.taps["tokens"][4], aux.kept[0]))
-    norm = lambda x: np.asarray(model.apply(variables, jnp.asarray(x), method=lambda m, x: m.norm(x)))
+    norm = lambda x: np.asarray(model.apply(variables, jnp.asarray(x), method=lambda m, x: m.classifier.norm(x)))
     unit = then / np.linalg.norm(then, axis=1, keepdims=True)
     for patch in set(range(15)) - set(kept.tolist()):
         place = (unit[kept] @ unit[patch]).argmax()
@@ -169,7 +169,7 @@ def test_rejoining_by_hand():
     _, reference = applied(dense, variables, record_tokens=True)
     expected = np.array(reference.taps["tokens"][1][0])
     expected[np.asarray(aux.kept[0][0])] = aux.taps["tokens"][2][0]
-    norm = lambda x: np.asarray(model.apply(variables, jnp.asarray(x), method=lambda m, x: m.norm(x)))
+    norm = lambda x: np.asarray(model.apply(variables, jnp.asarray(x), method=lambda m, x: m.classifier.norm(x)))
     np.testing.assert_allclose(aux.layer_grids[3][0], norm(expected), atol=1e-5)
     assert aux.taps["tokens"][2].shape == (2, 8, 32) and aux.taps["tokens"][3].shape == (2, 15, 32)
 

@@ -6,7 +6,7 @@ import pytest
 from timm_reference import calibrated, logits, reference, timm, torch
 
 import slimvit_jax as slim
-from slimvit_jax import models_encoders
+from slimvit_jax.backbones import eva_names, vit_names
 from slimvit_jax.convert import from_torch, resample_pos_embed, rules
 from slimvit_jax.models import NAMED
 
@@ -44,13 +44,8 @@ ENCODERS = (
     "eva02_base_patch14_448",
     "eva02_base_patch16_clip_224",
 )
-OTHERS = {row[0] for row in models_encoders.rows()}
-#: Wider ones are the same code with other numbers, whose shapes are compared above.
-VITS = [
-    name
-    for name in ON_TIMM
-    if NAMED[name].family in PLAIN and name not in OTHERS and NAMED[name].kwargs["embed_dim"] <= 384
-]
+OTHERS = {row[0] for names in (vit_names, eva_names) for row in names.encoders()}
+VITS = [name for name in ON_TIMM if NAMED[name].family in PLAIN and name not in OTHERS]
 
 
 @pytest.mark.parametrize("name", ON_TIMM)

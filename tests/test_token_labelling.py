@@ -159,12 +159,11 @@ def test_mixing_happens_to_the_tokens_in_training_alone():
         _, aux = step(jax.random.key(seed))
         sizes.add(int(aux.taps["pasted"].sum()))
     assert len(sizes) > 2
-    embed = lambda train: model.apply(
-        variables, images, train, None, method="embed", rngs={"dropout": jax.random.key(1)}
-    )
-    mixed, plain = embed(True), embed(False)  # positions are the same in all images: mixed or not
-    np.testing.assert_array_equal(mixed.patches, boxes.paste(plain.patches, mixed.taps["pasted"]))
-    assert plain.taps == {}
+    patches, key = lambda model, train: model.embed.patch_tokens(images, train, None), jax.random.key(1)
+    embedded = lambda train: model.apply(variables, train, method=patches, rngs={"dropout": key})
+    (mixed, taps), (plain, none) = embedded(True), embedded(False)
+    np.testing.assert_array_equal(mixed, boxes.paste(plain, taps["pasted"]))
+    assert none == {}
 
 
 # Who labels ------------------------------------------------------------------------------------------------------

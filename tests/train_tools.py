@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from slimvit_jax import training
+from slimvit_jax.backbones import FAMILIES
 from slimvit_jax.methods import METHODS
 from slimvit_jax.models import NAMED
 from slimvit_jax.training.optim import flat
@@ -62,18 +63,11 @@ def tiny(config: Any, steps: int = 2) -> Any:
 
 
 def _tiny_model(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    family = NAMED[name].family if name in NAMED else name
-    if "levit" in family:  # 4x4 tokens, then 2x2; the first layers of an Evo-LeViT are dense
-        depth = (2, 2) if family == "evo_levit" else (1, 1)
-        small = {"img_size": 64, "embed_dim": (16, 24), "depth": depth, "num_heads": (2, 3), "key_dim": 8}
-        of_every_layer = ("prune_ratio", "attn_ratio", "mlp_ratio")
-        options = {key: value for key, value in options.items() if key not in of_every_layer}
-    else:
-        small = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
-        if family == "lvvit" and options.get("p_emb") != "none":
-            small |= {"img_size": 64, "patch_size": 16}
-        options.pop("stage_blocks", None)
-    return options | small | {"num_classes": 10}
+    cls, _ = FAMILIES[NAMED[name].family if name in NAMED else name]
+    small = cls.tiny()
+    if options.get("p_emb") == "none":
+        small |= {"img_size": 16, "patch_size": 4}
+    return {key: value for key, value in options.items() if not isinstance(value, tuple)} | small  # one for each layer
 
 
 def tiny_config(steps: int = 4) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,17 +13,18 @@ from slimvit_jax import fresh
 from slimvit_jax import losses as loss_functions
 from slimvit_jax import options as option_kinds
 from slimvit_jax.checked import Checked
-from slimvit_jax.encoder import encode
+from slimvit_jax.encoder import encode, recorded_layers
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images import Preprocess
 from slimvit_jax.losses import Targets
-from slimvit_jax.models import UNNAMED
+from slimvit_jax.named import UNNAMED, NamedModel
 from slimvit_jax.options import Count, Kind, Natural, Pair
-from slimvit_jax.plan import Geometry, check_locations
+from slimvit_jax.plan import Geometry
 from slimvit_jax.slimming import Slimming
-from slimvit_jax.tokens import Aux
+from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
+Method = str | Slimming | None
 
 
 def _read_dtype(dtype: Any) -> str:
@@ -57,6 +58,11 @@ class Backbone(Checked, kw_only=True):
 
     PASSES = frozenset({"__call__", "label_tokens"})
 
+    #: The names of the any-size models that it makes, with the options that each fixes.
+    families: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: Expressions over whole parameter paths of what weight decay leaves alone, beside all vectors.
+    no_weight_decay: ClassVar[tuple[str, ...]] = (r".*(bias|scale|gamma)",)
+
     slim: Slimming
     img_size: Pair = (224, 224)
     in_chans: Count = 3
@@ -79,9 +85,7 @@ class Backbone(Checked, kw_only=True):
         return options.get(name, cls.__dataclass_fields__[name].default)
 
     @classmethod
-    def translate(
-        cls, method: str | Slimming | None, options: dict[str, Any]
-    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+    def translate(cls, method: Method, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
         """Method and options of `create_model`, other spellings of them put into ours; a dict of its own."""
         return method, dict(options)
 
@@ -110,6 +114,44 @@ class Backbone(Checked, kw_only=True):
         """Grid, depth, width, heads and prefix tokens."""
         return self.slim.bound
 
+    # Facts that others ask for ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def named(cls) -> Mapping[str, NamedModel]:
+        """The models of published sizes that `create_model` knows by a name of their own."""
+        return {}
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        """Options of a model that computes in milliseconds, for tests and trials: a few layers on a few patches."""
+        raise NotImplementedError
+
+    @classmethod
+    def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        """What the names and shapes of a state dict show of such a model, for error messages; None: it is another's.
+
+        "kind", in words, "family", and the sizes that show, under the names of the options.
+        """
+        return None
+
+    @property
+    def layer_groups(self) -> tuple[str, ...]:
+        """Expressions over whole parameter paths, for learning rates by layer: of what comes before the first layer, of
+        the first layer, ..., of the last. What none matches comes after them."""
+        raise NotImplementedError
+
+    @property
+    def fuse_partners(self) -> Mapping[str, str]:
+        """Names of batch norms, as expressions, and the layer beside each that it can be folded into; {}: none can.
+
+        What has some takes the option `fused`.
+        """
+        return {}
+
+    def fused_parameter(self, path: tuple[str, ...], array: Array) -> Array:
+        """A parameter in the form that the fused model has it in."""
+        return array
+
     def check_images(self, shape: tuple[int, ...]) -> None:
         """Raises SlimError for images of another shape than (batch, height, width, channels) of this model."""
         expected = (*self.img_size, self.in_chans)
@@ -134,8 +176,8 @@ class Backbone(Checked, kw_only=True):
         raise NotImplementedError
 
     def setup(self) -> None:
-        self.embedding = self.make_embedding()
-        nn.share_scope(self, self.embedding)
+        self.embed = self.make_embedding()
+        nn.share_scope(self, self.embed)
         self.blocks = self.make_blocks()
         self.classifier = self.make_classifier()
         nn.share_scope(self, self.classifier)
@@ -175,36 +217,34 @@ class Backbone(Checked, kw_only=True):
         self.check_images(images.shape)
         recorded = recorded_layers(record_tokens, self.geometry.depth)
         path = train or self.is_initializing()  # so that init creates the parameters that only training uses
-        tokens = self.embedding(images, train, mask)
+        tokens = self.embed(images, train, mask)
         if scores is not None:
             if self.geometry.subsamples is not None:
                 raise SlimError(f"scores: with {type(self).__name__} there is nothing to rank by them")
             if scores.shape != tokens.origin.shape:
                 raise SlimError(f"scores of shape {scores.shape}; expected one per patch, {tokens.origin.shape}")
             tokens = tokens.remember(given_scores=scores.astype(jnp.float32))
-        tokens, trail, after = encode(self.layers, self.slim, tokens, path, recorded, record_tokens is True)
+        encoded = encode(self.layers, self.slim, tokens, path, recorded, record_tokens is True)
+        norm, normed, logits, taps = self.read(encoded.tokens, train)
+        return (logits, encoded.aux(self.slim, normed, norm, taps, path)) if return_aux else logits
+
+    def read(self, tokens: Tokens, train: bool) -> tuple[Callable[[Array], Array], Tokens, Array, dict[str, Array]]:
+        """The last norm, the tokens of the last layer normalised, the logits, and taps."""
         norm = self.classifier.normalised
         normed = tokens.replace(x=norm(tokens.x))
-        logits, taps = self.classifier(tokens, normed, self.slim, train)
-        if not return_aux:
-            return logits
-        plan = self.slim.train_plan if path else self.slim.plan
-        aux = Aux(
-            token_counts=plan.token_counts,
-            kept=None if self.slim.merges else tokens.kept,
-            scores=tokens.memory.get("scores"),
-            features=normed.x,
-            taps={**tokens.taps, **taps},
-            grid=None if trail.in_raster_order(tokens) else trail.patches(tokens, normed.patches, norm),
-        )
-        grids = {layer: way.patches(held, norm(held.patches), norm) for layer, (held, way) in after.items()}
-        if self.geometry.depth in grids:  # what `finish` has put together
-            grids[self.geometry.depth] = normed.patches if aux.grid is None else aux.grid
-        return logits, aux.replace(layer_grids=grids)
+        return norm, normed, *self.classifier(tokens, normed, self.slim, train)
 
     def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
         """Multiply-adds at inference of the patch embedding, of every layer, and of the heads."""
-        raise NotImplementedError
+        plan, prefix = self.slim.plan, self.geometry.prefix_tokens
+        counts = zip(self.layer_costs(), plan.attention, plan.mlp, strict=True)
+        layers = tuple(cost(prefix + attention, prefix + mlp) for cost, attention, mlp in counts)
+        embed = self.make_embedding().flops(self.img_size, self.in_chans)
+        return embed, layers, self.make_classifier().flops(plan.mlp[-1], prefix)
+
+    def layer_costs(self) -> list[Callable[[int, int], int]]:
+        """Per layer, the multiply-adds on so many tokens in the attention and in the MLP."""
+        return [block.flops for block in self.make_blocks()]
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -275,13 +315,6 @@ class Backbone(Checked, kw_only=True):
     def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `from_official` for a state dict of this model."""
         return self.slim.to_official(state)
-
-
-def recorded_layers(record_tokens: bool | Sequence[int], depth: int) -> tuple[int, ...]:
-    """The 1-based layers that `record_tokens` means, ascending; a SlimError for one that there is not."""
-    if isinstance(record_tokens, bool) or not record_tokens:
-        return tuple(range(1, depth + 1)) if record_tokens else ()
-    return check_locations(tuple(sorted(record_tokens)), depth, "record_tokens")
 
 
 def renamed(options: dict[str, Any], release: str, ours: str) -> None:

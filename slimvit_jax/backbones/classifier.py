@@ -21,25 +21,25 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: 0 for no head: the logits are the pooled features.
+      dim, num_patches: width of the tokens, patches of the grid.
       distilled: a second head reads the second prefix token; logits are the mean of both.
-      dim, num_heads, hidden, activation: of the tokens, and of attention pooling.
-      num_patches: of the grid.
       pool: "token", "avg" or "map".
       include_prefix: "avg" and "map" read the prefix tokens too.
       norm_last: normalise after pooling instead of before.
+      num_heads, hidden, activation: of "map".
       drop: dropout in front of the heads.
     """
 
     num_classes: int
-    distilled: bool
     dim: int
-    num_heads: int
-    hidden: int
-    activation: str
     num_patches: int
-    pool: str
+    distilled: bool = False
+    pool: str = "token"
     include_prefix: bool = False
     norm_last: bool = False
+    num_heads: int = 1
+    hidden: int = 0
+    activation: str = "gelu"
     drop: float = 0.0
     eps: float = 1e-6
     dtype: Any = jnp.float32

@@ -20,10 +20,11 @@ class Embedding(nn.Module):
     """Prefix tokens and patches, with learned positions.
 
     Attributes:
-      patches: makes the module "patch_embed", which takes (images, train, mask) and gives (B, N, D).
+      patches: makes the module "patch_embed", which takes (images, train, mask) and gives (B, N, D); it has `flops`.
       dim: D.
       prefix: names and numbers of the prefix tokens, in their order.
-      positions: tokens that "pos_embed" covers; 0 for none at all.
+      positions: tokens that the learned positions cover; 0 for none at all.
+      position_name: of that parameter.
       on_patches: they are of the patches only.
       drop: dropout.
       pre_norm: a norm in front of the first layer.
@@ -33,8 +34,9 @@ class Embedding(nn.Module):
 
     patches: Callable[[], nn.Module]
     dim: int
-    prefix: tuple[tuple[str, int], ...]
-    positions: int
+    prefix: tuple[tuple[str, int], ...] = ()
+    positions: int = 0
+    position_name: str = "pos_embed"
     on_patches: bool = False
     drop: float = 0.0
     pre_norm: bool = False
@@ -47,7 +49,7 @@ class Embedding(nn.Module):
         start = lambda name: truncated if name == "dist_token" else nn.initializers.normal(1e-6)
         self.front = [self.param(name, start(name), (1, n, self.dim), jnp.float32) for name, n in self.prefix]
         if self.positions:
-            self.pos_embed = self.param("pos_embed", truncated, (1, self.positions, self.dim), jnp.float32)
+            self.pos_embed = self.param(self.position_name, truncated, (1, self.positions, self.dim), jnp.float32)
         self.pos_drop = nn.Dropout(self.drop)
         if self.pre_norm:
             self.norm_pre = LayerNorm(self.eps, self.dtype)
@@ -66,6 +68,12 @@ class Embedding(nn.Module):
             x = self.norm_pre(x)
         places = None if self.rotary is None else jnp.asarray(self.rotary.coordinates())
         return Tokens.of(x, sum(n for _, n in self.prefix), taps=taps, places=places, image_mask=mask)
+
+    @nn.nowrap
+    def flops(self, img_size: tuple[int, int], in_chans: int) -> int:
+        """Multiply-adds of one image."""
+        flops: int = self.patches().flops(img_size, in_chans)  # type: ignore[attr-defined]
+        return flops
 
     def patch_tokens(self, images: Array, train: bool, mask: Array | None) -> tuple[Array, dict[str, Array]]:
         """(B, N, D) tokens without positions, and taps."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from slimvit_jax.backbones.base import renamed
+from slimvit_jax.backbones import eva_names
+from slimvit_jax.backbones.base import Method, renamed
 from slimvit_jax.backbones.eva_layers import EvaBlock, RematEvaBlock
 from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.block import Block
 from slimvit_jax.errors import SlimError
+from slimvit_jax.named import NamedModel
 from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.options import Natural, Pair, Positive
-from slimvit_jax.slimming import Slimming
 
 #: timm's keywords of this family for what `VisionTransformer` calls otherwise.
 _SPELLINGS = {"num_reg_tokens": "reg_tokens", "use_fc_norm": "fc_norm"}
@@ -36,6 +38,8 @@ class Eva(VisionTransformer, kw_only=True):
       scale_mlp, scale_attn_inner, swiglu_align_to: see `EvaBlock`.
     """
 
+    families = {"eva": {}}
+
     global_pool: Literal["token", "avg", "map"] = "avg"
     use_rot_pos_emb: bool = False
     use_abs_pos_emb: bool = True
@@ -49,9 +53,11 @@ class Eva(VisionTransformer, kw_only=True):
     swiglu_align_to: Natural = 0
 
     @classmethod
-    def translate(
-        cls, method: str | Slimming | None, options: dict[str, Any]
-    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+    def named(cls) -> Mapping[str, NamedModel]:
+        return eva_names.table()
+
+    @classmethod
+    def translate(cls, method: Method, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
         options = dict(options)
         for theirs, ours in _SPELLINGS.items():
             renamed(options, theirs, ours)
@@ -93,5 +99,5 @@ class Eva(VisionTransformer, kw_only=True):
         )
 
     @property
-    def embedding_options(self) -> dict[str, Any]:
-        return super().embedding_options | ({} if self.use_abs_pos_emb else {"positions": 0})
+    def position_count(self) -> int:
+        return super().position_count if self.use_abs_pos_emb else 0

@@ -61,8 +61,7 @@ class EvaAttention(Attention):
 
     def project(self, out: Array, train: bool) -> Array:
         out = out.reshape(*out.shape[:2], self.dim)
-        out = self.norm(out) if self.inner_norm else out
-        return self.dropout(self.proj(out), deterministic=not train)
+        return super().project(self.norm(out) if self.inner_norm else out, train)
 
 
 class SwiGLU(nn.Module):
@@ -119,21 +118,8 @@ class EvaBlock(Block):
         width = int(self.dim * self.mlp_ratio)
         return width + (-width % self.swiglu_align_to if self.swiglu_align_to else 0)
 
-    def attention(self) -> nn.Module:
-        return EvaAttention(
-            dim=self.dim,
-            num_heads=self.num_heads,
-            qkv_bias=self.qkv_bias,
-            qk_norm=self.qk_norm,
-            proj_drop=self.proj_drop,
-            eps=self.eps,
-            dtype=self.dtype,
-            backend=self.backend,
-            class_token=self.class_token,
-            rotary=self.rotary,
-            fused=self.qkv_fused,
-            inner_norm=self.scale_attn_inner,
-        )
+    def attention(self, kind: type[Attention] = EvaAttention, **more: Any) -> nn.Module:
+        return super().attention(kind, fused=self.qkv_fused, inner_norm=self.scale_attn_inner, **more)
 
     def feed_forward_module(self) -> nn.Module:
         if self.gated and (self.scale_mlp or self.swiglu_align_to):

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from slimvit_jax.backbones.base import renamed
+from slimvit_jax.backbones.base import Backbone, Method, renamed
+from slimvit_jax.backbones.embedding import Embedding
 from slimvit_jax.backbones.evo_levit_names import from_release, to_release
 from slimvit_jax.backbones.evolution import Evolution, EvolvingGeometry
 from slimvit_jax.backbones.levit import LeViT, per_stage
 from slimvit_jax.errors import SlimError
+from slimvit_jax.named import TIMMS, NamedModel, entry
 from slimvit_jax.options import Pair, Share, kind_of
 from slimvit_jax.plan import Geometry
 from slimvit_jax.slimming import Slimming
@@ -37,14 +39,15 @@ class EvoLeViT(LeViT, kw_only=True):
       learn_tradeoff: alpha of a layer is the sigmoid of its parameter; False: 0.5.
     """
 
+    families = {"evo_levit": {}}
+    no_weight_decay = (*Backbone.no_weight_decay, r"(.*/)?poss|cls_token")
+
     prune_ratio: tuple[tuple[Share, ...], tuple[Share, ...]] | None = None
     stage_wise_prune: bool = True
     learn_tradeoff: bool = True
 
     @classmethod
-    def translate(
-        cls, method: str | Slimming | None, options: dict[str, Any]
-    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+    def translate(cls, method: Method, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
         """The release's keywords: "distillation" is `distilled`; "down_ops" and "patch_size" only as released."""
         method, options = super().translate(method, options)
         renamed(options, "distillation", "distilled")
@@ -95,9 +98,25 @@ class EvoLeViT(LeViT, kw_only=True):
         more = {"prefix_tokens": 1, "class_token": True, "learned": cls.option(options, "learn_tradeoff")}
         return EvolvingGeometry(**vars(super().geometry_of(options)) | more, runs=tuple(runs))
 
+    @classmethod
+    def named(cls) -> Mapping[str, NamedModel]:
+        """LeViT's sizes, for images of two sizes, as in levit/ of Evo-ViT's release."""
+        sizes = ((name, side, tail) for name in cls.released() for side, tail in ((224, ""), (384, "_384")))
+        build = lambda name, side: entry("evo_levit", cls.released()[name] | {"img_size": side}, TIMMS)
+        return {f"evo_{name}{tail}": build(name, side) for name, side, tail in sizes}
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        return super().tiny() | {"depth": (2, 2)}  # the first two layers are dense
+
+    def make_embedding(self) -> Embedding:
+        positions = 1 + self.geometry.num_patches
+        return Embedding(self.make_stem, self.embed_dim[0], (("cls_token", 1),), positions, position_name="poss")
+
     def from_official(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         return from_release(state, self.depth)
 
     def to_official(self, state: dict[str, Any]) -> dict[str, Any]:
+        assert self.prune_ratio is not None  # a model's own is the one in use
         each = iter(self.prune_ratio[0])
         return to_release(state, self.depth, [[i for i in range(n) if next(each) < 1] for n in self.depth])

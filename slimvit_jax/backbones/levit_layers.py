@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.layers import DropPath, truncated
-from slimvit_jax.layers_conv import ConvNorm, ConvStem, LinearNorm, NormLinear, stem_layers
+from slimvit_jax.layers_conv import LinearNorm
 from slimvit_jax.ops.attention import attention, class_attention
 from slimvit_jax.plan import halved
-from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -255,70 +254,3 @@ class LevitStage(nn.Module):
     def in_order(self) -> list[LevitBlock]:
         """The layers in their order."""
         return [self.downsample, *self.blocks] if self.layers[0].down else self.blocks
-
-
-class LevitEmbedding(nn.Module):
-    """LeViT's convolutions; with a class token, it and learned positions.
-
-    Attributes:
-      dim: channels of the tokens.
-      class_token: whether there is one.
-    """
-
-    dim: int
-    class_token: bool
-    fused: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, images: Array, train: bool, mask: Array | None = None) -> Tokens:
-        """The tokens of (B, H, W, C) images."""
-        x = LevitStem(stem_layers("4c", self.dim), nn.hard_swish, self.fused, self.dtype, name="stem")(
-            images, train, mask
-        )
-        if self.class_token:
-            cls_token = self.param("cls_token", nn.initializers.zeros, (1, 1, self.dim), jnp.float32)
-            poss = self.param("poss", truncated, (1, 1 + x.shape[1], self.dim), jnp.float32)
-            front = jnp.broadcast_to(cls_token.astype(x.dtype), (len(x), 1, self.dim))
-            x = jnp.concatenate([front, x], axis=1) + poss.astype(x.dtype)
-        return Tokens.of(x, int(self.class_token), image_mask=mask)
-
-
-class LevitClassifier(nn.Module):
-    """Heads that read the mean of the patches; in training, with a class token, as many that read that one."""
-
-    num_classes: int
-    distilled: bool
-    drop: float
-    fused: bool
-
-    def normalised(self, x: Array) -> Array:
-        """There is no final norm."""
-        return x
-
-    @nn.compact
-    def __call__(self, tokens: Tokens, normed: Tokens, method: Slimming, train: bool) -> tuple[Array, dict[str, Array]]:
-        """(B, num_classes) float32 logits and taps."""
-        head = lambda name, y: NormLinear(self.num_classes, self.drop, self.fused, name=name)(
-            y, train, tokens.image_mask
-        )
-        x = tokens.x.astype(jnp.float32)
-        mean, taps = x[:, tokens.prefix :].mean(axis=1), {}
-        if not self.num_classes:
-            return mean, taps
-        logits = head("head", mean)
-        if tokens.prefix and (train or self.is_initializing()):
-            taps["class_logits"] = head("head_cls", x[:, 0])
-            if self.distilled:
-                taps["class_dist_logits"] = head("head_cls_dist", x[:, 0])
-        if not self.distilled:
-            return logits, taps
-        dist = head("head_dist", mean)
-        return (logits + dist) / 2, taps | {"head_logits": logits, "dist_logits": dist}
-
-
-class LevitStem(ConvStem):
-    """LeViT's convolutions, under timm's names."""
-
-    def layer(self, i: int, features: int, stride: int, x: Array, train: bool, mask: Array | None) -> Array:
-        return ConvNorm(features, stride, self.fused, self.dtype, name=f"conv{i}")(x, train, mask)

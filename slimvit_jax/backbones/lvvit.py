@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
-from slimvit_jax.backbones.base import renamed
+from slimvit_jax.backbones.base import Method, renamed
 from slimvit_jax.backbones.classifier import Classifier
 from slimvit_jax.backbones.embedding import Embedding
 from slimvit_jax.backbones.vit import VisionTransformer
@@ -16,6 +17,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Linear, truncated
 from slimvit_jax.layers_conv import ConvStem, stem_layers
 from slimvit_jax.losses import Targets
+from slimvit_jax.named import TIMMS, NamedModel, entry
 from slimvit_jax.ops import boxes
 from slimvit_jax.options import Count, Positive, kind_of
 from slimvit_jax.slimming import Slimming
@@ -102,6 +104,8 @@ class LVViT(VisionTransformer, kw_only=True):
       fused: the batch norms are folded into the convolutions; inference only, see `fuse`.
     """
 
+    families = {"lvvit": {}}
+
     mlp_ratio: Positive = 3.0
     qkv_bias: bool = False
     eps: Positive = 1e-5
@@ -123,9 +127,7 @@ class LVViT(VisionTransformer, kw_only=True):
             raise SlimError(f"mix_token=True: {who} with a teacher, which sees the images unmixed")
 
     @classmethod
-    def translate(
-        cls, method: str | Slimming | None, options: dict[str, Any]
-    ) -> tuple[str | Slimming | None, dict[str, Any]]:
+    def translate(cls, method: Method, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
         """The releases' keywords: distillation_type="frd" is method "sit", keeping_ratio its keep_rate; return_dense is
         `token_labelling`. stage_blocks is an option of "sit", checked but of no effect without it."""
         method, options = super().translate(method, options)
@@ -163,14 +165,38 @@ class LVViT(VisionTransformer, kw_only=True):
             raise SlimError("token_labelling=True: with num_classes=0 there is no head to label with")
         return options
 
+    @classmethod
+    def named(cls) -> Mapping[str, NamedModel]:
+        """Sizes and crops of models/lvvit.py and exp/ of Sense-X/SiT."""
+        models = {}
+        for size, dim, depth, heads, side, stem, skip_lam, crop in (
+            ("t", 320, 14, 5, 224, "4c", 2.0, 0.9),
+            ("s", 384, 16, 6, 224, "4c", 2.0, 0.9),
+            ("m", 512, 20, 8, 224, "4c", 2.0, 1.0),
+            ("l", 768, 24, 12, 288, "6c", 3.0, 1.0),
+        ):
+            shape = {"img_size": side, "patch_size": STRIDE, "embed_dim": dim, "depth": depth, "num_heads": heads}
+            more = {"mlp_ratio": 3.0, "qkv_bias": False, "num_classes": 1000, "p_emb": stem, "skip_lam": skip_lam}
+            models[f"lvvit_{size}"] = entry("lvvit", shape | more, TIMMS.replace(crop_pct=crop))
+        return models
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        return super().tiny() | {"img_size": 64, "patch_size": STRIDE}
+
+    @classmethod
+    def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        if "patch_embed.conv1.weight" not in shapes:
+            return None
+        return {"kind": "LV-ViT", "family": "lvvit", **cls.sizes_in(shapes)}
+
     @property
-    def embedding_options(self) -> dict[str, Any]:
-        options = super().embedding_options
-        own = self.distilled and not self.no_embed_class  # dist_token has a position of its own
-        return options | {
-            "positions": options["positions"] - own,
-            "mixed_grid": self.geometry.grid if self.mix_token else None,
-        }
+    def fuse_partners(self) -> Mapping[str, str]:
+        return {} if self.p_emb == "none" else {r"bn(\d+)": r"conv\1"}
+
+    @property
+    def position_count(self) -> int:
+        return super().position_count - (self.distilled and not self.no_embed_class)  # dist_token has its own
 
     @property
     def block_options(self) -> dict[str, Any]:
@@ -182,11 +208,11 @@ class LVViT(VisionTransformer, kw_only=True):
         layers = stem_layers(self.p_emb, self.embed_dim)
         return ConvStem(layers, fused=self.fused, dtype=jnp.dtype(self.dtype))
 
-    def make_embedding(self) -> Embedding:
-        return LVEmbedding(**self.embedding_options)
+    def make_embedding(self, kind: type[Embedding] = LVEmbedding, **more: Any) -> Embedding:
+        return super().make_embedding(kind, mixed_grid=self.geometry.grid if self.mix_token else None, **more)
 
-    def make_classifier(self) -> Classifier:
-        return LVClassifier(**self.classifier_options)
+    def make_classifier(self, kind: type[Classifier] = LVClassifier) -> Classifier:
+        return super().make_classifier(kind)
 
     def losses(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
         losses = super().losses(logits, aux, targets)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax.backbones import vit_names
 from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.backbones.classifier import Classifier
 from slimvit_jax.backbones.embedding import Embedding
 from slimvit_jax.block import Block, RematBlock
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import PatchEmbed
+from slimvit_jax.named import NamedModel
 from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.options import Count, DropRate, Natural, Pair, Positive
 from slimvit_jax.plan import Geometry
@@ -47,6 +51,9 @@ class VisionTransformer(Backbone, kw_only=True):
       attention: "auto", "xla" or "cudnn".
       remat: recompute the activations of the blocks in the backward pass to save memory.
     """
+
+    families = {"vit": {}, "deit_distilled": {"distilled": True}}
+    no_weight_decay = (*Backbone.no_weight_decay, r"(cls|dist|reg)_token|(dist_)?pos_embed")
 
     patch_size: Pair = (16, 16)
     embed_dim: Count = 768
@@ -103,57 +110,87 @@ class VisionTransformer(Backbone, kw_only=True):
             mlp_hidden=int(get("embed_dim") * get("mlp_ratio")),
         )
 
+    @classmethod
+    def named(cls) -> Mapping[str, NamedModel]:
+        return vit_names.table()
+
+    @classmethod
+    def tiny(cls) -> dict[str, Any]:
+        return {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 10}
+
+    @classmethod
+    def seen_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+        if "dist_token" in shapes:
+            return {"kind": "distilled ViT", "family": "deit_distilled", **cls.sizes_in(shapes)}
+        found = cls.sizes_in(shapes)
+        return {"kind": "ViT", "family": "vit", **found} if {"depth", "patch_size"} <= found.keys() else None
+
+    @classmethod
+    def sizes_in(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The options that a state dict of such names and shapes shows."""
+        found: dict[str, Any] = {}
+        for name in ("norm.weight", "fc_norm.weight", "cls_token", "pos_embed"):
+            if shapes.get(name):
+                found["embed_dim"] = shapes[name][-1]
+                break
+        if blocks := [int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))]:
+            found["depth"] = max(blocks) + 1
+        if len(patches := shapes.get("patch_embed.proj.weight", ())) == 4:
+            found["patch_size"], found["in_chans"] = patches[2], patches[1]
+        return found | ({"reg_tokens": shapes["reg_token"][1]} if "reg_token" in shapes else {})
+
+    @property
+    def layer_groups(self) -> tuple[str, ...]:
+        embedding = r"(patch_embed|norm_pre)/.*|(cls|dist|reg)_token|(dist_)?pos_embed"
+        return embedding, *(f"blocks_{i}/.*" for i in range(self.depth))
+
     # The parts, and what a subclass may have otherwise ---------------------------------------------------------------
-
-    def make_embedding(self) -> Embedding:
-        return Embedding(**self.embedding_options)
-
-    def make_blocks(self) -> list[Block]:
-        rates = [self.drop_path_rate * i / max(1, self.depth - 1) for i in range(self.depth)]
-        return [self.block_class(**self.block_options, drop_path=rate) for rate in rates]
-
-    def make_classifier(self) -> Classifier:
-        return Classifier(**self.classifier_options)
 
     def make_patches(self) -> Any:
         """The module "patch_embed"."""
         return PatchEmbed(self.patch_size, self.embed_dim, jnp.dtype(self.dtype), use_bias=not self.pre_norm)
 
-    @property
-    def embedding_options(self) -> dict[str, Any]:
-        """The options of the embedding."""
+    def make_embedding(self, kind: type[Embedding] = Embedding, **more: Any) -> Embedding:
         prefix = {"cls_token": self.class_token, "dist_token": self.distilled, "reg_token": self.reg_tokens}
-        return {
-            "patches": self.make_patches,
-            "dim": self.embed_dim,
-            "prefix": tuple((name, int(n)) for name, n in prefix.items() if n),
-            "positions": self.geometry.num_patches + (0 if self.no_embed_class else self.geometry.prefix_tokens),
-            "on_patches": self.no_embed_class,
-            "drop": self.pos_drop_rate,
-            "pre_norm": self.pre_norm,
-            "eps": self.eps,
-            "dtype": jnp.dtype(self.dtype),
-            "rotary": self.rotary,
-        }
+        return kind(
+            patches=self.make_patches,
+            dim=self.embed_dim,
+            prefix=tuple((name, int(n)) for name, n in prefix.items() if n),
+            positions=self.position_count,
+            on_patches=self.no_embed_class,
+            drop=self.pos_drop_rate,
+            pre_norm=self.pre_norm,
+            eps=self.eps,
+            dtype=jnp.dtype(self.dtype),
+            rotary=self.rotary,
+            **more,
+        )
+
+    def make_blocks(self) -> list[Block]:
+        rates = [self.drop_path_rate * i / max(1, self.depth - 1) for i in range(self.depth)]
+        return [self.block_class(**self.block_options, drop_path=rate) for rate in rates]
+
+    def make_classifier(self, kind: type[Classifier] = Classifier) -> Classifier:
+        return kind(
+            num_classes=self.num_classes,
+            dim=self.embed_dim,
+            num_patches=self.geometry.num_patches,
+            distilled=self.distilled,
+            pool=self.global_pool,
+            include_prefix=self.pool_include_prefix,
+            norm_last=self.global_pool == "avg" if self.fc_norm is None else self.fc_norm,
+            num_heads=self.num_heads,
+            hidden=int(self.embed_dim * self.mlp_ratio),
+            activation=self.act_layer,
+            drop=self.drop_rate,
+            eps=self.eps,
+            dtype=jnp.dtype(self.dtype),
+        )
 
     @property
-    def classifier_options(self) -> dict[str, Any]:
-        """The options of the classifier."""
-        return {
-            "num_classes": self.num_classes,
-            "distilled": self.distilled,
-            "dim": self.embed_dim,
-            "num_heads": self.num_heads,
-            "hidden": int(self.embed_dim * self.mlp_ratio),
-            "activation": self.act_layer,
-            "num_patches": self.geometry.num_patches,
-            "pool": self.global_pool,
-            "include_prefix": self.pool_include_prefix,
-            "norm_last": self.global_pool == "avg" if self.fc_norm is None else self.fc_norm,
-            "drop": self.drop_rate,
-            "eps": self.eps,
-            "dtype": jnp.dtype(self.dtype),
-        }
+    def position_count(self) -> int:
+        """Tokens that `pos_embed` covers; 0 for none at all."""
+        return self.geometry.num_patches + (0 if self.no_embed_class else self.geometry.prefix_tokens)
 
     @property
     def block_class(self) -> type[Block]:
@@ -199,10 +236,3 @@ class VisionTransformer(Backbone, kw_only=True):
             raise SlimError("label_tokens: a labeller is a dense model with a classifier")
         logits, aux = self(images, return_aux=True)
         return logits, self.classifier.patch_logits(aux.features[:, self.geometry.prefix_tokens :])
-
-    def flops_parts(self) -> tuple[int, tuple[int, ...], int]:
-        plan, prefix = self.slim.plan, self.geometry.prefix_tokens
-        block = self.block_class(**self.block_options, parent=None)
-        layers = tuple(block.flops(prefix + a, prefix + m) for a, m in zip(plan.attention, plan.mlp, strict=True))
-        embed = self.make_patches().flops(self.img_size, self.in_chans)
-        return embed, layers, self.make_classifier().flops(plan.mlp[-1], prefix)

@@ -75,7 +75,7 @@ class CostModel:
     @property
     def dense(self) -> float:
         """Of the model without a method."""
-        return self.ms(Plan.full(self.geometry.num_patches, self.geometry.depth))
+        return self.ms(self.geometry.dense_plan)
 
     @property
     def residual(self) -> float:
@@ -163,12 +163,10 @@ def measure(
 
 def _layers(model: Any, x: Any) -> Any:
     """All blocks on any number of tokens; the tokens count as patches of the first places."""
-    n = x.shape[1] - model.geometry.prefix_tokens
-    origin = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (x.shape[0], n))
     places = None if model.rotary is None else jnp.asarray(model.rotary.coordinates())
-    tokens = Tokens(x=x, origin=origin, prefix=model.geometry.prefix_tokens, places=places)
+    tokens = Tokens.of(x, model.geometry.prefix_tokens, places=places)
     for block in model.blocks:
-        tokens = tokens.add(block.attend(tokens, (), False)[0])
+        tokens = block.attend(tokens, (), False)[0]
         tokens = tokens.add(block.feed_forward(tokens, False))
     return tokens.x
 

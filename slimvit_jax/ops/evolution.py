@@ -8,7 +8,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def evolve(running: Array, new: Array, tradeoff: float) -> Array:
+def evolve(running: Array, new: Array, tradeoff: float | Array) -> Array:
     """a_k = (1 - alpha) a_{k-1} + alpha * new, the global class attention; any shape."""
     return (1.0 - tradeoff) * running + tradeoff * new
 

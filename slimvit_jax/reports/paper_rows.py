@@ -13,7 +13,7 @@ from typing import Any
 from slimvit_jax.build import create_model
 from slimvit_jax.inference.evaluate import count_parameters
 from slimvit_jax.inference.flops import flops
-from slimvit_jax.models import UNNAMED
+from slimvit_jax.named import UNNAMED
 from slimvit_jax.plan import shrinking_counts
 from slimvit_jax.reports.report_text import paper_tables
 from slimvit_jax.slimming import Slimming
@@ -107,7 +107,7 @@ def count(row: PaperRow) -> Count:
     """Counts a row; nothing is computed."""
     model = row.build()
     ours = flops(model).total / 1e9
-    as_paper = flops(model, paper_predictor=True).total / 1e9 if row.method == "life_regression" else ours
+    as_paper = flops(model, paper_predictor=True).total / 1e9 if model.slim.paper_flops() is not None else ours
     return Count(
         flops=ours,
         as_paper=as_paper,

@@ -256,9 +256,8 @@ def build_stage(config: Any, name: str, steps_per_epoch: int, mesh: Any = None, 
         ema=stage.ema,
         update_statistics=any(not optim.is_method(path) for path in optim.flat(learning)),
     )
-    slim, layers = model.slim, optim.layer_names(shapes["params"])
-    optimizer = optim.make_optimizer(learning, stage, rate, layers, slim.learning_rate_scale, slim.parameter_rates)
-    teacher = build_teacher(config) if slim.needs_teacher or "distillation" in weights else None
+    optimizer = optim.make_optimizer(learning, stage, rate, model)
+    teacher = build_teacher(config) if model.slim.needs_teacher or "distillation" in weights else None
     if teacher is not None:
         model.check_teacher(teacher)
     key = jax.random.fold_in(jax.random.key(config.seed), index + 1)

@@ -78,7 +78,7 @@ def _check_stage(stage: Any, path: str, has_method: bool) -> None:
         raise unknown(f"value of config.{path}trainable", stage.trainable, TRAINABLE)
     if stage.trainable == "method" and not stage.slimmed:
         raise SlimError(f"config field '{path}trainable' is 'method', but the stage is dense (slimmed=False)")
-    for pattern in (*patterns, *stage.no_decay, *(entry[0] for entry in stage.lr_scale)):
+    for pattern in (*patterns, *(stage.no_decay or ()), *(entry[0] for entry in stage.lr_scale)):
         try:
             re.compile(pattern)
         except re.error as error:

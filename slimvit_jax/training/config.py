@@ -25,6 +25,10 @@ HARMLESS = ("log", "checkpoint", "profile", "report", "eval", "mesh", "dist", "c
             "data.num_workers")  # fmt: skip
 
 
+#: The default for all models in the records of older runs; each declares its own now.
+_FORMER_NO_DECAY = [".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed|poss|attention_biases)"]
+
+
 def stage_defaults() -> ConfigDict:
     """One stage of training."""
     return ConfigDict(fields.defaults(fields.STAGE))
@@ -142,7 +146,7 @@ def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
 
     def tuples(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {k: tuples(v) for k, v in value.items()}
+            return {k: None if k == "no_decay" and v == _FORMER_NO_DECAY else tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     config = ConfigDict(tuples(plain))

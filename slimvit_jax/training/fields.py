@@ -10,8 +10,6 @@ from typing import Any, Literal
 
 from slimvit_jax.options import Count, DropRate, Fraction, Kind, Natural, NotNegative, Positive, Seed, Share, kind_of
 
-_NO_DECAY = (r".*(bias|scale|gamma|cls_token|dist_token|reg_token|pos_embed|poss|attention_biases)",)
-
 #: One stage of training: who learns, for how long, how fast, by which losses.
 STAGE: dict[str, Any] = {
     "slimmed": True,  # False: the dense model, without the method
@@ -28,7 +26,8 @@ STAGE: dict[str, Any] = {
     "warmup_epochs": (0.0, NotNegative),
     "final_lr": (0.0, Fraction),  # of the cosine, relative to its peak
     "weight_decay": (0.05, NotNegative),
-    "no_decay": (_NO_DECAY, tuple[str, ...]),  # beside all 1-d ones
+    # expressions over parameter paths, beside all 1-d ones; None: what the model declares (`no_weight_decay`)
+    "no_decay": (None, tuple[str, ...] | None),
     "b1": (0.9, DropRate),
     "b2": (0.999, DropRate),
     "eps": (1e-8, Positive),

@@ -10,6 +10,7 @@ import jax
 import optax
 from flax import traverse_util
 
+from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.training.checks import TRAINABLE
 
@@ -97,24 +98,21 @@ def schedule(stage: Any, steps: int, steps_per_epoch: int) -> Schedule:
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup])
 
 
-def multipliers(
-    params: Params, stage: Any, layers: Sequence[str], method_scale: float, rates: Mapping[str, float] | None = None
-) -> dict[str, Any]:
+def multipliers(params: Params, stage: Any, model: Backbone) -> dict[str, Any]:
     """Per parameter, its learning rate relative to the schedule: part, expression and layer taken together.
 
-    Of the expressions the first that matches counts: the config's, then those of the method (`rates`). `layers` are
-    those of the whole model (`layer_names`), also where only some of them learn.
+    Of the expressions the first that matches counts: the config's, then those of the method (`parameter_rates`).
     """
-    peak = stage.lr.backbone or 1.0
-    method = stage.lr.method / peak if stage.lr.method else method_scale
+    peak, slim, groups = stage.lr.backbone or 1.0, model.slim, model.layer_groups
+    method = stage.lr.method / peak if stage.lr.method else slim.learning_rate_scale
     backbone = 1.0 if stage.lr.backbone else 0.0
 
     def factor(path: str) -> float:
         if is_method(path):
             value = method
         else:
-            value = backbone * stage.layer_decay ** (len(layers) + 1 - layer_of(path, layers))
-        for pattern, scale in (*stage.lr_scale, *(rates or {}).items()):
+            value = backbone * stage.layer_decay ** (len(groups) - group_of(path, groups))
+        for pattern, scale in (*stage.lr_scale, *slim.parameter_rates.items()):
             if re.fullmatch(pattern, path):
                 return value * scale
         return value
@@ -126,24 +124,9 @@ def multipliers(
     return nested({path: factor(path) for path in paths})
 
 
-#: A layer in a parameter's path: a block, of a stage where there are stages (LeViT), or what subsamples before one.
-_LAYER = re.compile(r"(?:stages_(\d+)/)?(?:blocks_(\d+)|downsample)(?=/)")
-_EMBEDDINGS = ("patch_embed", "stem/", "cls_token", "dist_token", "reg_token", "pos_embed", "norm_pre")
-
-
-def layer_names(params: Params) -> tuple[str, ...]:
-    """A model's layers as they run: "blocks_0", ... or "stages_0/blocks_0", ..., "stages_1/downsample", ..."""
-    found = {match.group(): match for match in map(_LAYER.match, flat(params)) if match}
-    place = lambda name: tuple(-1 if number is None else int(number) for number in found[name].groups())
-    return tuple(sorted(found, key=place))  # without a number: the layer that subsamples, in front of the blocks
-
-
-def layer_of(path: str, layers: Sequence[str]) -> int:
-    """0 for embeddings, i + 1 for layers[i], len(layers) + 1 for what comes after."""
-    match = _LAYER.match(path)
-    if match:
-        return layers.index(match.group()) + 1
-    return 0 if path.startswith(_EMBEDDINGS) else len(layers) + 1
+def group_of(path: str, groups: Sequence[str]) -> int:
+    """The place of a parameter among the layers: len(groups) for what comes after them all."""
+    return next((i for i, group in enumerate(groups) if re.fullmatch(group, path)), len(groups))
 
 
 def decay_mask(params: Params, no_decay: Iterable[str]) -> dict[str, Any]:
@@ -157,9 +140,7 @@ def make_optimizer(
     params: Params,
     stage: Any,
     rate: Schedule,
-    layers: Sequence[str],
-    method_scale: float = 1.0,
-    rates: Mapping[str, float] | None = None,
+    model: Backbone,
 ) -> optax.GradientTransformation:
     """AdamW with clipping, a weight-decay mask and one learning rate per parameter, for `params` alone.
 
@@ -167,14 +148,13 @@ def make_optimizer(
       params: the learning parameters (arrays or shapes).
       stage: the stage's config.
       rate: of `schedule`.
-      layers: of the whole model, for `layer_decay` (`layer_names`).
-      method_scale: the method's own learning rate factor, where the config gives none.
-      rates: the method's factors by regular expression of the parameter path (`Slimming.parameter_rates`).
+      model: whose facts say what a layer is, what does not decay, and how fast the method learns.
     """
-    factors = multipliers(params, stage, layers, method_scale, rates)
+    factors = multipliers(params, stage, model)
+    no_decay = model.no_weight_decay if stage.no_decay is None else stage.no_decay
     scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
     parts = [optax.clip_by_global_norm(stage.clip_norm)] if stage.clip_norm else []
     parts.append(optax.scale_by_adam(stage.b1, stage.b2, stage.eps))
     if stage.weight_decay:
-        parts.append(optax.add_decayed_weights(stage.weight_decay, decay_mask(params, stage.no_decay)))
+        parts.append(optax.add_decayed_weights(stage.weight_decay, decay_mask(params, no_decay)))
     return optax.chain(*parts, scale, optax.scale_by_learning_rate(rate))

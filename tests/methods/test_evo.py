@@ -10,7 +10,8 @@ import numpy as np
 from golden import Golden, close, run, small
 
 import slimvit_jax as slim
-from slimvit_jax.methods import evo, evo_names
+from slimvit_jax.methods import evo_names
+from slimvit_jax.ops import evolution
 
 TINY = dict(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_classes=5)  # 16 patches
 built = functools.partial(small, **TINY)
@@ -39,10 +40,10 @@ def test_evo_goldens():
 
 
 def test_evo_algebra_by_hand():
-    np.testing.assert_allclose(evo.evolve(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0]), 0.25), [0.75, 0.5])
+    np.testing.assert_allclose(evolution.evolve(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0]), 0.25), [0.75, 0.5])
     patches = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
-    np.testing.assert_allclose(evo.representative_token(patches, jnp.array([[3.0, 1.0]])), [[[0.75, 0.25]]])
-    np.testing.assert_allclose(evo.representative_token(patches, jnp.zeros((1, 2))), [[[0.5, 0.5]]])
+    np.testing.assert_allclose(evolution.representative_token(patches, jnp.array([[3.0, 1.0]])), [[[0.75, 0.25]]])
+    np.testing.assert_allclose(evolution.representative_token(patches, jnp.zeros((1, 2))), [[[0.5, 0.5]]])
 
 
 def test_evo_names_round_trip_and_timm_names_are_read():

@@ -61,12 +61,11 @@ def test_sit_recovery_learns_faster():
     model, variables = built(method="sit", locations=(1, 2))
     rate = SimpleNamespace(backbone=1e-3, method=0.0)
     stage = SimpleNamespace(lr=rate, layer_decay=1.0, lr_scale=())
-    arguments = (optim.layer_names(variables["params"]), model.slim.learning_rate_scale, model.slim.parameter_rates)
-    factors = optim.flat(optim.multipliers(variables["params"], stage, *arguments))
+    factors = optim.flat(optim.multipliers(variables["params"], stage, model))
     assert {path.split("/")[1] for path, factor in factors.items() if factor == 5.0} == {"rtsm_0", "rtsm_1", "rtsm_2"}
     assert set(factors.values()) == {1.0, 5.0}
     stage.lr_scale = ((r"slim/rtsm_0/.*", 2.0),)  # the config has the last word
-    assert optim.flat(optim.multipliers(variables["params"], stage, *arguments))["slim/rtsm_0/norm1/scale"] == 2.0
+    assert optim.flat(optim.multipliers(variables["params"], stage, model))["slim/rtsm_0/norm1/scale"] == 2.0
 
 
 def test_a_distilled_sit_trains_both_heads():
