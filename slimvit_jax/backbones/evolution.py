@@ -69,14 +69,15 @@ class Evolution(Slimming, kw_only=True):
 
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if self._subsamples(layer):
-            order = jnp.argsort(tokens.origin, axis=1)
+            order = select.argsort(tokens.origin)
             return tokens.take(order).remember(running=select.gather(tokens.memory["running"], order))
         left = next((k for first, _, k in self.evolving.runs if first == layer), None)
         if left is None:
             return tokens
         running = tokens.memory["running"]
         order = select.top(running, tokens.n)
-        indices = jnp.asarray(self._raster(layer))[select.gather(tokens.origin, order)]
+        raster = jnp.broadcast_to(self._raster(layer), tokens.origin.shape)
+        indices = select.gather(raster, select.gather(tokens.origin, order))
         tokens = tokens.tap("class_attention", running).tap("order", indices)
         return divide(tokens, running, order, left).replace(kept=(*tokens.kept, indices[:, :left]))
 
@@ -95,7 +96,7 @@ class Evolution(Slimming, kw_only=True):
         return join(tokens) if any(layer == last for _, last, _ in self.evolving.runs) else tokens
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:
-        return tokens.take(jnp.argsort(tokens.origin, axis=1)) if self.evolving.runs else tokens
+        return tokens.take(select.argsort(tokens.origin)) if self.evolving.runs else tokens
 
     def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
         names = ("class_logits",) if targets.labeller is not None else ("class_logits", "class_dist_logits")

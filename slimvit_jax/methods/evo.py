@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
