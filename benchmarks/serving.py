@@ -5,7 +5,8 @@
 Starts the server as another process on this machine and asks it through kept-alive connections, as many as there are
 clients, each sending its next image when it has the last answer. Direct calls are a loop in this process that decodes
 the same files and runs the same model, one by one or 16 at a time. All take turns, round by round; medians are written.
-The clients share the processor with the server: with a model as small as this one they take much of it.
+The clients share the processor with the server: with a model as small as this one they take much of it, so beside
+images per second stands the processor time per image of the process that computes, be it the server or this one.
 
 The long run checks every answer: classes, probabilities and kept patches against the model itself, for a broken image
 that one line and a 4xx status came. The server's memory is read on the way.
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import re
 import signal
 import statistics
@@ -73,7 +75,7 @@ class Connection:
         return int(answer.split()[1]), json.loads(await self.reader.readexactly(length))
 
 
-async def loop_of(port: int, clients: int, files: list[bytes], requests: int) -> dict[str, float]:
+async def loop_of(port: int, pid: int, clients: int, files: list[bytes], requests: int) -> dict[str, float]:
     """Requests per second of so many clients, and how long one waits."""
     waited, batches = [], []
     todo = iter(range(requests))
@@ -88,12 +90,13 @@ async def loop_of(port: int, clients: int, files: list[bytes], requests: int) ->
             batches.append(found["batch"])
         connection.writer.close()
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), cpu_of(pid)
     await asyncio.gather(*(client() for _ in range(clients)))
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, cpu_of(pid) - cpu
     median, late = np.quantile(waited, (0.5, 0.95))
     return {
         "per_second": requests / seconds,
+        "cpu_ms": 1000 * cpu / requests,
         "median_ms": 1000 * median,
         "p95_ms": 1000 * late,
         "mean_batch": float(np.mean(batches)),
@@ -102,11 +105,12 @@ async def loop_of(port: int, clients: int, files: list[bytes], requests: int) ->
 
 def direct(run: Inference, prepare: Any, files: list[bytes], size: int, requests: int) -> dict[str, float]:
     """Images per second of a loop that decodes and runs `size` at a time."""
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     for first in range(0, requests, size):
         batch = np.stack([prepare(files[(first + k) % len(files)]) for k in range(size)])
         jax.device_get(run(batch))
-    return {"per_second": requests / (time.perf_counter() - started)}
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {"per_second": requests / seconds, "cpu_ms": 1000 * cpu / requests}
 
 
 def expected_of(run: Any, files: list[bytes]) -> dict[float, list[tuple[np.ndarray, list[set[int]]]]]:
@@ -166,6 +170,12 @@ async def long_run(
     return {"requests": requests, "clients": clients, **count, "seconds": seconds, "server_rss_mb": memory}
 
 
+def cpu_of(pid: int) -> float:
+    """Seconds of processor time that a process has taken, in ticks of a hundredth."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def memory_of(pid: int) -> float:
     """Megabytes in memory of a process."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
@@ -197,7 +207,7 @@ def main() -> None:
                     found = direct(inference, prepare, files, size, args.per_round // size * size)
                     samples.setdefault(f"direct, batch {size}", []).append(found)
                 for clients in CLIENTS:
-                    found = asyncio.run(loop_of(port, clients, files, args.per_round))
+                    found = asyncio.run(loop_of(port, server.pid, clients, files, args.per_round))
                     samples.setdefault(f"{clients} client{'s' * (clients > 1)}", []).append(found)
                 if turn == 0:  # warm-up
                     samples.clear()
