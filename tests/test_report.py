@@ -1,6 +1,8 @@
 """The report of a run: what it measures, what it says, and the pictures."""
 
+import itertools
 import json
+import os
 
 import jax
 import matplotlib
@@ -10,6 +12,7 @@ from PIL import Image
 from train_tools import tiny_config
 
 import slimvit_jax as slim
+from slimvit_jax import training
 from slimvit_jax.__main__ import main
 from slimvit_jax.cli import train
 from slimvit_jax.reports import patches, report, report_text, style, visualize
@@ -146,6 +149,33 @@ def test_a_report_that_fails_leaves_the_run_done(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "report.json").read_text())["rows"] and not (tmp_path / "report.md").exists()
     assert main(["report", f"--workdir={tmp_path}"]) == 0
     assert (tmp_path / "report.md").exists() and (tmp_path / "figures" / "lives.png").exists()
+
+
+def test_a_run_on_names_of_all_kinds(tmp_path, capsys):
+    """Trained, reported, predicted and drawn: names are data, in markup, mathematics or bytes that are no text."""
+    random, classes, files = np.random.default_rng(0), [b"a$_{b$", b"[b]", b"caf\xe9"], []
+    for split, name in itertools.product([b"train", b"val"], classes):
+        folder = os.path.join(os.fsencode(tmp_path), b"data", split, name)
+        os.makedirs(folder)
+        for number in range(4):
+            files.append(os.path.join(folder, b"ph\xff [copy]%d.png" % number))
+            with open(files[-1], "wb") as file:
+                Image.fromarray(random.integers(0, 256, (16, 16), np.uint8)).save(file, "PNG")
+    config = tiny_config(steps=1)
+    config.schedule = ("dense", "backbone")
+    config.data.update(name="folder", data_dir=str(tmp_path / "data"), eval_split="val", batch_size=4)
+    config.model.options.num_classes = 3
+    config.eval.keep_rates = (0.5,)
+    config.report.update(images=3, seeds=1, batch_size=12)
+    run = tmp_path / "run"
+    facts = write_report(run, config, training.run(config, run), show=True)
+    assert facts["rows"][0]["count"] == 12 and (run / "figures" / "lives.png").is_file()
+    chosen = [os.fsdecode(file) for file in (files[-1], files[-5])]
+    assert main(["predict", *chosen, f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
+    assert main(["visualize", *chosen, f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0
+    said = capsys.readouterr().out
+    assert r"caf\xe9" in said and "a$_{b$" in said and r"ph\xff [copy]3.png" in said
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def verdict(difference, stderr):

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 row["image"] if first else "",
                 guess["name"],
                 f"{100 * guess['probability']:.1f} %",
-                row["picture"] if first else "",
+                row["picture"] or "" if first else "",
             )
     tables.show(table)
     if folder is not None and not any(row["picture"] for row in rows):
