@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import time
@@ -117,6 +118,8 @@ class Study:
         for seed in self.args.seeds:
             bench = None
             for name in self.families:
+                if self.args.searched and self.families[name].method.method not in self.args.searched:
+                    continue
                 what = f"search/{seed}/{name}"
                 if not any(row["what"] == what for row in self.ledger.rows):
                     bench = bench or self._remembering(self.bench(self.args.split, seed, self.args.images), seed)
@@ -204,6 +207,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     add("--out", required=True, type=Path, metavar="FILE", help="rows are added to it")
     add("--speedup", type=float, default=1.5, metavar="X")
     add("--methods", type=listed(str), default=["tome", "life_regression"], metavar="NAME,...")
+    add("--searched", type=listed(str), default=[], metavar="NAME,...", help="of these; the others by hand alone")
     add("--seeds", type=listed(int), default=[0, 1, 2], metavar="S,...", help="of the calibration sets")
     add("--split", default="train", metavar="SPLIT", help="where they are drawn from")
     add("--images", type=int, default=64, metavar="N", help="images in each")
@@ -222,7 +226,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     if args.table:
         print(tables(ledger.rows), end="")
         return 0
-    words = [part.split("=/")[0] for part in sys.argv[1:]]  # no folder of this machine
+    words = [re.sub(r"=/.*/", "=", part) for part in sys.argv[1:]]  # no folder of this machine
     ledger.get("about", lambda: {"command": shlex.join(["python", "-m", "benchmarks.budget", *words])})
     study = Study(training.load_config(args.config, training.parse_overrides(rest)), args, ledger)
     schedules = [*study.searches(), *study.by_hand()]
