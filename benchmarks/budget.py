@@ -147,7 +147,7 @@ class Study:
         bench = Bench(self.model, self.variables, self._layers(none), self.cost, self.families)
         for name in self.families:
             for shape, own in self.shapes().items():
-                counts = bench.fitted(name, own, self.limit)
+                counts = bench.fitted(name, own, self.limit, step=1)
                 if counts is not None:
                     yield name, shape, counts
 

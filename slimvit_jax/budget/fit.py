@@ -161,7 +161,6 @@ def tune(
 
     say("compares methods at schedules made by hand")
     starts = ((name, bench.best(name, shapes, limit)) for name in families)
-    starts = ((name, bench.best(name, shapes, limit)) for name in families)
     first = {name: start[1] for name, start in starts if start is not None}
     if not first:
         fastest = min(bench.cost.ms(family.at(_least(family)).plan) for family in families.values())
@@ -183,7 +182,7 @@ def tune(
     whole = Layerwise(model, variables, images, programs=small.programs) if len(images) > len(part) else small
     final = bench.on(whole, labels)
     found = final.row(name, "found", counts)
-    hand = {(n, s): bench.fitted(n, shapes[s], limit) for n in chosen for s in shapes if s != LIVES}
+    hand = {(n, s): bench.fitted(n, shapes[s], limit, step=1) for n in chosen for s in shapes if s != LIVES}
     rows = [final.row(n, s, c) for (n, s), c in hand.items() if c is not None]
     rows.sort(key=lambda row: row.disagreement)
     say("looks at other speeds")
