@@ -52,6 +52,8 @@ class ATC(Merging, Located, kw_only=True):
         grid="merged",
     )
 
+    untrained = ({},)
+
     linkage: Linkage = "average"
     prop_attn: bool = True
 
