@@ -10,6 +10,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.fields = rest
         elif rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        for word in arguments:  # "--out=$OUT" where OUT is not set: nobody means the default by it
+            if re.fullmatch(r"--[a-z-]+=", word):
+                parser.error(f"{word} has no value: give one, or leave it out")
         with hints_for("flags"):
             return int(args.run(args) or 0)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error

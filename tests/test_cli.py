@@ -166,6 +166,7 @@ BAD = {
     "unknown data": (["evaluate", "{m}", "--data=cats"], "'cats'"),
     "batch size": (["evaluate", "{m}", "--data=digits", "--batch-size=0"], "'0'"),
     "batch beyond memory": (["benchmark", "--model=vit", *SET, *LIFE, "--batch-size=100000000"], "GiB are free; about"),
+    "no value": (["visualize", "{m}", "--out="], "--out= has no value"),
     "no image": (["predict", "{f}/none.png", "{m}"], "none.png"),
     "folder as image": (["predict", "{f}", "{m}"], "is a folder"),
     "text as image": (["predict", "{f}/text.png", "{m}"], "text.png"),

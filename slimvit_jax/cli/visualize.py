@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     target = common.open_target(args)
     model, prepare = target.model, target.preprocess
     life = model.slim.predicts_lives
-    if not life and model.slim.plan == type(model.slim.plan).full(model.geometry.num_patches, model.geometry.depth):
+    if not life and model.slim.plan == model.geometry.dense_plan:
         raise SlimError(f"method {model.slim.method!r} drops nothing, so there is nothing to draw; give --method NAME")
     names = common.class_names(args, target)
     if args.images:
