@@ -268,6 +268,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: in
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def label(method: str) -> str:
-    """What the page calls a method."""
-    return NAMES.get(method, method)
+def label(variant: str) -> str:
+    """What the page calls a method, or a variant of one: "life_regression, squeezed"."""
+    method, comma, how = variant.partition(", ")
+    return NAMES.get(method, method) + comma + how
