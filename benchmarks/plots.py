@@ -85,9 +85,12 @@ def accuracy(
             return None
         axis.plot(study.facts["dense"]["flops"] / 1e6 if speed is None else 1.0, start, "*", color=INK, ms=13)
         axis.axhline(start, color=INK, lw=0.8, ls=":", label="dense, before")
+        longer = study.stat("main", "dense", 1.0)
+        if longer is not None and groups[0] == "main":
+            axis.axhline(100 * longer.mean, color=INK, lw=0.8, ls="--", label="dense, tuned as long")
         axis.set_xlabel("multiply-adds, M" if speed is None else "measured speed-up over the dense model")
         axis.set_ylabel("top-1, %")
-        axis.set_title(f"{study.scale}: mean over seeds; bars are their spread")
+        axis.set_title(f"{study.scale}, {' and '.join(groups)}: means over seeds; bars are their spread")
         figure.legend(loc="outside right center", fontsize=8.5)
         return _save(figure, path)
 

@@ -74,7 +74,10 @@ def unfounded(text: str, others: Sequence[str] = ()) -> list[str]:
 def draw(results: Path, folder: Path) -> list[Path]:
     """All pictures of what has been measured."""
     drawn: list[Path | None] = []
-    for name, groups in (("study_photos", ("main", "untuned")), ("study_micro", ("main", "training"))):
+    if (results / "study_photos" / "study.json").exists():
+        untuned = Study(results / "study_photos")
+        drawn.append(plots.accuracy(folder / "study_photos_untuned_flops.png", untuned, ("untuned",)))
+    for name, groups in (("study_photos", ("main",)), ("study_micro", ("main", "training"))):
         if (results / name / "study.json").exists():
             study = Study(results / name)
             drawn.append(plots.accuracy(folder / f"{name}_accuracy_flops.png", study, groups))
