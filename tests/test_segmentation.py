@@ -43,7 +43,7 @@ def test_the_probe_learns_what_is_linear():
 def test_the_table():
     row = {"rate": 0.5, "method": "ToMe", "flops_share": 0.53, "miou": 0.4, "miou_stderr": 0.01, "less": -0.1}
     row |= {"less_stderr": 0.005, "dense_probe": 0.35}
-    about = {"scenes": [6, 3], "data": "woof", "model": "m", "source": "s"}
+    about = {"scenes": [6, 3], "classes": 2, "data": "woof", "model": "m", "source": "s"}
     assert "| 0.5 | ToMe | 0.53 | 40.0 ± 1.0 | -10.0 ± 0.5 | 35.0 |" in segmentation.table(
         {"about": about, "rows": [row]}
     )
