@@ -57,7 +57,7 @@ class Embedding(nn.Module):
     def __call__(self, images: Array, train: bool, mask: Array | None = None) -> Tokens:
         """The tokens of (B, H, W, C) images; `mask` (B,), 0 for images that do not count."""
         patches, taps = self.patch_tokens(images, train, mask)
-        front = [jnp.broadcast_to(p.astype(patches.dtype), (len(patches), *p.shape[1:])) for p in self.front]
+        front = [jnp.broadcast_to(p.astype(patches.dtype), (patches.shape[0], *p.shape[1:])) for p in self.front]
         position = self.position().astype(patches.dtype) if self.positions else 0.0
         if self.on_patches:
             x = jnp.concatenate([*front, patches + position], axis=1)

@@ -127,21 +127,30 @@ def weighted_values(write: Writer, weights: Value, v: Value) -> Value:
     return write.Transpose(write.MatMul(weights, write.Transpose(v, perm=(0, 2, 1, 3))), perm=(0, 2, 1, 3))
 
 
-def _top(write: Writer, scores: Value, k: int, axis: int, largest: bool) -> tuple[Value, Value]:
-    values, places = write.TopK(scores, write.ints(k), results=2, axis=axis, largest=int(largest), sorted=1)
-    return values, places
+def _first(write: Writer, values: Value, k: int, before: str) -> Value:
+    """Places of the first k along axis 1, equals in ascending order of their places, as int32.
+
+    ONNX's TopK promises that order but OpenVINO does not keep it, so it is given numbers that are all different: how
+    many come before each.
+    """
+    n = write.shapes[id(values)][1]
+    own, other = write.Unsqueeze(values, write.ints(2)), write.Unsqueeze(values, write.ints(1))
+    earlier = write.constant(np.tri(n, k=-1, dtype=bool)[None])  # (1, own, other)
+    ahead = write.Or(getattr(write, before)(other, own), write.And(write.Equal(other, own), earlier))
+    place = write.ReduceSum(write.Cast(ahead, to=1), write.ints(2), keepdims=0)
+    return write.int32(write.TopK(place, write.ints(k), results=2, axis=1, largest=0, sorted=1)[1])
 
 
 def top(write: Writer, scores: Value, k: int) -> Value:
-    return write.int32(_top(write, scores, k, 1, True)[1])
+    return _first(write, scores, k, "Greater")
 
 
 def top_values(write: Writer, scores: Value, k: int) -> Value:
-    return _top(write, scores, k, -1, True)[0]
+    return write.TopK(scores, write.ints(k), results=2, axis=-1, largest=1, sorted=1)[0]
 
 
 def argsort(write: Writer, values: Value) -> Value:
-    return write.int32(_top(write, values, write.shapes[id(values)][1], 1, False)[1])
+    return _first(write, values, write.shapes[id(values)][1], "Less")
 
 
 def gather(write: Writer, values: Value, index: Value) -> Value:
