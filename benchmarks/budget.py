@@ -198,6 +198,33 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return table(heads, cells, 2) + "\n"
 
 
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """What every schedule loses on the held-out images, and the patches that it leaves of every layer."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from slimvit_jax.reports.style import ACCENT, OF_DATA, QUIET, SECOND, log_scale, save
+
+    held = [row for row in rows if row["what"].startswith("held/")]
+    held.sort(key=lambda row: -float(np.mean(row["lost"])))
+    with matplotlib.rc_context(OF_DATA):
+        figure = Figure(figsize=(9.2, 0.8 + 0.32 * len(held)), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for place, row in enumerate(held):
+            lost = np.asarray(row["lost"]) / 1e6
+            color = ACCENT if row["shape"].startswith("found") else SECOND if "life" in row["family"] else QUIET
+            left.errorbar(lost.mean(), place, xerr=lost.std() / len(lost) ** 0.5, fmt="o", color=color, ms=5)
+            right.step(range(len(row["counts"])), row["counts"], where="post", color=color, lw=1.6)
+        names = [f"{row['shape']}, {row['family'].split(' ')[0]}" for row in held]
+        left.set_yticks(range(len(held)), names)
+        log_scale(left.xaxis)
+        left.set_title(f"disagreement on {len(held[0]['lost'])} held-out images")
+        right.set_title("patches left of every layer")
+        right.set_xticks(range(0, len(held[0]["counts"]), 2), range(1, len(held[0]["counts"]) + 1, 2))
+        right.set_ylim(0)
+        save(figure, path)
+
+
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """The command line; what it does not know are overrides of config fields."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budget", allow_abbrev=False)
@@ -217,6 +244,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     add("--rounds", type=int, default=7, metavar="N", help="samples of every time")
     add("--minutes", type=float, default=1e6, metavar="M")
     add("--table", action="store_true", help="print the table of what is done")
+    add("--picture", type=Path, metavar="FILE", help="with --table: draw it too")
     return parser.parse_known_args(argv)
 
 
@@ -225,6 +253,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     ledger = Ledger(args.out, args.minutes)
     if args.table:
         print(tables(ledger.rows), end="")
+        if args.picture:
+            picture(ledger.rows, args.picture)
         return 0
     words = [re.sub(r"=/.*/", "=", part) for part in sys.argv[1:]]  # no folder of this machine
     ledger.get("about", lambda: {"command": shlex.join(["python", "-m", "benchmarks.budget", *words])})

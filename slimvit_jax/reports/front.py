@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from slimvit_jax.budget import Budget
 from slimvit_jax.budget.bench import Row
 from slimvit_jax.reports import tables
-from slimvit_jax.reports.style import ACCENT, INK, OF_DATA, QUIET, SECOND, save
+from slimvit_jax.reports.style import ACCENT, INK, OF_DATA, QUIET, SECOND, log_scale, save
 
 _CURVES = {"found": (ACCENT, "o", 2.2), "three drops": (SECOND, "s", 1.2), "constant r": (INK, "^", 1.2)}
 
@@ -56,7 +56,7 @@ def draw_front(path: str | Path, budget: Budget, title: str = "") -> Path:
             "asked for", (budget.target_ms, 0.02), xycoords=("data", "axes fraction"), xytext=(3, 0),
             textcoords="offset points", color=QUIET, fontsize=8,
         )  # fmt: skip
-        left.set_yscale("log")
+        log_scale(left.yaxis)
         left.set_xlabel(f"ms a batch of {budget.batch_size} (dense: {budget.dense_ms:.1f})")
         left.set_title(f"{budget.measure} from the dense model, less is better")
         left.legend(fontsize=7.5)

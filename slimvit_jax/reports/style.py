@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import atomic_path
@@ -50,6 +51,14 @@ def save(figure: Figure, path: str | Path) -> Path:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # in a name; a box stands for it
         figure.savefig(temporary)
     return path
+
+
+def log_scale(axis: Any) -> None:
+    """A logarithmic axis (`axes.xaxis`) with plain numbers at 1, 2 and 5: OF_DATA has no mathematics for powers."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+        set_formatter("{x:g}")
 
 
 def fitted(text: object, points: float, size: float, lines: int = 2) -> str:
