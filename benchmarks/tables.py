@@ -117,6 +117,19 @@ def untuned(study: Study) -> str:
     return table(["method", *[f"{rate:g}: {head}" for rate in rates for head in heads]], rows)
 
 
+def pairs(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
+    """Life regression by coverage, squeezed, minus every other variant, image by image."""
+    ours = {"untuned": "coverage lives, squeezed", "main": f"{LIFE}, squeezed"}
+    kinds = [(group, rate) for group in ours for rate in rates]
+    rows = []
+    for name in dict.fromkeys([*best_first(study, "main", rates), *best_first(study, "untuned", rates)]):
+        if name not in ours.values():
+            both = [(study.hits(group, ours[group], rate), study.hits(group, name, rate)) for group, rate in kinds]
+            rows.append([label(name), *[paired(own, other) for own, other in both]])
+    named = {"untuned": "untuned", "main": "tuned"}
+    return table(["life regression, squeezed, minus", *[f"{named[group]}, {rate:g}" for group, rate in kinds]], rows)
+
+
 def chosen(study: Study) -> str:
     """Experiments judged on held-out training images."""
     rate = study.train_rates("choose")[0]
@@ -328,6 +341,7 @@ def _of(folder: str, make: Callable[[Study], str]) -> Callable[[Path], str]:
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "photos methods": _of("study_photos", methods),
     "photos untuned": _of("study_photos", untuned),
+    "photos pairs": _of("study_photos", pairs),
     "photos choices": _of("study_photos", chosen),
     "photos short": lambda results: short(Study(results / "study_photos"), Study(results / "study_micro")),
     "photos dense head": lambda results: dense_head(results / "saliency.json"),
