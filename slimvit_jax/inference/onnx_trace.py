@@ -86,7 +86,10 @@ def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[An
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(atom: Any) -> Any:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+        if isinstance(atom, core.Literal):
+            aval: Any = atom.aval
+            return np.asarray(atom.val, aval.dtype)
+        return values[atom]
 
     for eqn in jaxpr.eqns:
         values.update(zip(eqn.outvars, _equation(eqn, [read(atom) for atom in eqn.invars]), strict=True))
