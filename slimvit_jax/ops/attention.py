@@ -15,6 +15,8 @@ from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.ops.pieces import piece
 
 BACKENDS = ("auto", "xla", "cudnn")
+#: On a CPU, attention whose logits take more bytes than the first goes by groups of heads whose logits take the second.
+LARGE_LOGITS, LOGITS_PER_GROUP = 16 * 2**20, 8 * 2**20
 
 
 def _heads_first(x: Array) -> Array:
@@ -95,10 +97,37 @@ def attention(
         weight = None if log_weight is None else log_weight.astype(q.dtype)[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, bias=weight, implementation="cudnn")
     q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+    at_once = _heads_at_once(q, k) if bias is None else None
+    if at_once is None:
+        return _heads_first(_read(q, k, v, log_weight, bias))
+    operands = [x.reshape(-1, 1, 1, *x.shape[2:]) for x in (q, k, v)]  # every head of every image by itself
+    if log_weight is not None:
+        operands.append(jnp.repeat(log_weight[:, None], q.shape[1], axis=0))
+    out = jax.lax.map(lambda one: _read(*one, *[None] * (5 - len(one)))[0, 0], tuple(operands), batch_size=at_once)
+    return _heads_first(out.reshape(*q.shape[:3], v.shape[-1]))
+
+
+def _read(q: Array, k: Array, v: Array, log_weight: Array | None, bias: Array | None) -> Array:
+    """What the queries read, (B, H, Nq, D'), of operands with their heads first."""
     weights = _shifted_exp(_logits(q, k, log_weight, bias))
     out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Dividing the (Nq, D) output by the row sums instead of the (Nq, Nk) weights saves a pass over the larger array.
-    return _heads_first((out / weights.sum(-1, keepdims=True)).astype(q.dtype))
+    return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
+
+
+def _heads_at_once(q: Array, k: Array) -> int | None:
+    """How many heads, of any image, to take at a time so that their logits stay in the caches; None: all of them.
+
+    Only on a single CPU device: a loop over images that are spread over devices would gather them, and accelerators have
+    kernels of their own. Symbolic shapes, of an export, stay whole.
+    """
+    sizes = (*q.shape, *k.shape)
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or not all(isinstance(size, int) for size in sizes):
+        return None
+    per_head = 4 * q.shape[2] * k.shape[2]
+    if q.shape[0] * q.shape[1] * per_head <= LARGE_LOGITS:
+        return None
+    return max(1, LOGITS_PER_GROUP // per_head)
 
 
 @piece
