@@ -99,10 +99,14 @@ class Plan:
         return cls(tuple(attention), tuple(mlp))
 
     @property
+    def halves(self) -> tuple[int, ...]:
+        """Patch tokens in the order they are computed: in the first layer's attention, in its MLP, and so on."""
+        return tuple(n for both in zip(self.attention, self.mlp, strict=True) for n in both)
+
+    @property
     def last_drop(self) -> int:
         """The last 1-based layer that computes fewer patches than what came before it; 0 where none does."""
-        steps = [n for both in zip(self.attention, self.mlp, strict=True) for n in both]
-        drops = [step // 2 + 1 for step in range(1, len(steps)) if steps[step] < steps[step - 1]]
+        drops = [half // 2 + 1 for half, (n, left) in enumerate(itertools.pairwise(self.halves), 1) if left < n]
         return max(drops, default=0)
 
     def full_from(self, layer: int, num_patches: int) -> Plan:

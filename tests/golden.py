@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,20 @@ class Golden:
         backbone = {k: v for k, v in self.meta["constructor_kwargs"].items() if k in BACKBONE}
         model = slim.create_model(family, method=method, **backbone, **options)
         return model, from_torch(model, self.state(prefix))
+
+
+@functools.cache
+def golden_run(case: str) -> tuple[Golden, Any, Any, Any]:
+    """(golden, model, logits, aux) of the case that has a method's name, on its images."""
+    golden = Golden.load(case)
+    model, variables = golden.model(case)
+    return golden, model, *run(model, variables, golden.images)
+
+
+def drawn(model: Any, variables: Any, images: Any, seeds: Sequence[int]) -> list[Any]:
+    """The aux of the training path for each seed, compiled once."""
+    apply = jax.jit(lambda key: model.apply(variables, images, train=True, return_aux=True, rngs={"dropout": key})[1])
+    return [apply(jax.random.key(seed)) for seed in seeds]
 
 
 def close(ours: Any, reference: np.ndarray, atol: float = 1e-4) -> None:

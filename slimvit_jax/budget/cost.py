@@ -94,8 +94,7 @@ class CostModel:
 
 def reductions(plan: Plan, patches: int) -> tuple[float, float]:
     """Whether anything is reduced at all, and the patches that all later reductions take in, over N."""
-    steps = [n for both in zip(plan.attention, plan.mlp, strict=True) for n in both]
-    taken = [before for before, after in itertools.pairwise((patches, *steps)) if after < before]
+    taken = [before for before, after in itertools.pairwise((patches, *plan.halves)) if after < before]
     return float(bool(taken)), sum(taken[1:]) / patches
 
 

@@ -5,6 +5,7 @@ Nothing here knows a model, a method or a clock: what a schedule costs is a func
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -105,8 +106,6 @@ def from_lives(lives: Sequence[Sequence[float]], depth: int) -> Shape:
     ordered = sorted(life for row in lives for life in row)
 
     def alive(life: float) -> float:
-        import bisect
-
         return patches * (1 - bisect.bisect_left(ordered, life) / len(ordered))
 
     return lambda strength: [max(1.0, alive(t + 1 + depth * (2 * strength - 1))) for t in range(1, depth + 1)]

@@ -48,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
         [] if folder is None else [common.not_over(folder / f"{n}.png", args.images) for n in _names(args.images)]
     )
 
-    import numpy as np
-
-    from slimvit_jax.inference.evaluate import Inference, probabilities
+    from slimvit_jax.inference.evaluate import Inference, best_classes
     from slimvit_jax.reports.pictures import picture_lives
 
     inference = Inference(model, variables)
@@ -58,10 +56,7 @@ def run(args: argparse.Namespace) -> int:
     for place, file in enumerate(args.images):
         # one by one, so that any number of files needs one compilation and the memory of one image
         outputs = inference(target.preprocess.normalise(pixels[place : place + 1]))
-        share = probabilities(outputs.logits)[0]
-        best = np.argsort(-share, kind="stable")[: args.top]
-        label = lambda c: names[c] if names else f"class {c}"
-        top: list[dict[str, Any]] = [{"class": int(c), "name": label(c), "probability": float(share[c])} for c in best]
+        top = best_classes(outputs.logits[0], args.top, names)
         row: dict[str, Any] = {"image": file, "top": top, "picture": None}
         if folder is not None and outputs.kept:
             caption = f"{Path(file).name}: {top[0]['name']}, {100 * top[0]['probability']:.0f} %"

@@ -93,12 +93,12 @@ def _images(args: argparse.Namespace, target: common.Target) -> tuple[np.ndarray
 
     random = np.random.default_rng(args.seed)
     if args.images:
-        from slimvit_jax.data.folder import SUFFIXES
+        from slimvit_jax.data.folder import SUFFIXES, class_files
 
         folder = Path(args.images)
         if not folder.is_dir():
             raise SlimError(f"--images {args.images}: there is no such folder")
-        files = sorted(str(f) for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        files = [str(folder / file) for file in class_files(folder, ".")]
         if not files:
             raise SlimError(f"--images {args.images}: no images in it; suffixes read: {' '.join(SUFFIXES)}")
         chosen = [files[i] for i in sorted(random.permutation(len(files))[: args.limit])]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -278,6 +278,14 @@ def count_parameters(model: Any, training: bool = False) -> int:
     """
     every = [leaf for leaf in rules.expected(model).values() if leaf.path[0] == rules.PARAMS]
     return sum(math.prod(leaf.shape) for leaf in every if rules.is_training_only(model, leaf.path) == training)
+
+
+def best_classes(logits: Any, top: int, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The `top` most probable classes of one image's logits (classes,), as JSON has them: class, name, probability."""
+    share = probabilities(logits[None])[0]
+    name = lambda c: class_names[c] if class_names else f"class {c}"
+    best = np.argsort(-share, kind="stable")[:top]
+    return [{"class": int(c), "name": name(c), "probability": float(share[c])} for c in best]
 
 
 def probabilities(logits: Any) -> np.ndarray:

@@ -139,8 +139,7 @@ class Dropping(Slimming, kw_only=True):
         back, plan = self.rejoins_at, self.dropping_plan
         if back is None or self.grid_fill == "last":
             return costs
-        held = [n for both in zip(plan.attention, plan.mlp, strict=True) for n in both]
-        drops = sum(after < before for before, after in itertools.pairwise(held))
+        drops = sum(after < before for before, after in itertools.pairwise(plan.halves))
         return {**costs, back: costs.get(back, 0) + drops * self.bound.num_patches**2 * self.bound.dim}
 
     def with_squeeze_flops(self, costs: dict[int, int]) -> dict[int, int]:

@@ -252,7 +252,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
         tokens = tokens.remember(scores=lives)
         if not self._really_drops(train):
             if self.hard:
-                ranks = jnp.argsort(select.top(lives, lives.shape[1]), axis=1)
+                ranks = select.argsort(select.top(lives, lives.shape[1]))
                 tokens = tokens.remember(ranks=ranks, counts=counts)
             return tokens
         if self.counts[-1] == self.bound.num_patches or layer == self.bound.depth:

@@ -103,10 +103,9 @@ def attention(
     at_once = _heads_at_once(q, k) if bias is None else None
     if at_once is None:
         return _heads_first(_read(q, k, v, log_weight, bias))
-    operands = [x.reshape(-1, 1, 1, *x.shape[2:]) for x in (q, k, v)]  # every head of every image by itself
-    if log_weight is not None:
-        operands.append(jnp.repeat(log_weight[:, None], q.shape[1], axis=0))
-    out = jax.lax.map(lambda one: _read(*one, *[None] * (5 - len(one)))[0, 0], tuple(operands), batch_size=at_once)
+    heads = [x.reshape(-1, 1, 1, *x.shape[2:]) for x in (q, k, v)]  # every head of every image by itself
+    weight = None if log_weight is None else jnp.repeat(log_weight[:, None], q.shape[1], axis=0)
+    out = jax.lax.map(lambda head: _read(*head)[0, 0], (*heads, weight, bias), batch_size=at_once)
     return _heads_first(out.reshape(*q.shape[:3], v.shape[-1]))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.ops.merge import best_partner, unit
-from slimvit_jax.ops.select import straight_through, top
+from slimvit_jax.ops.select import argsort, straight_through, top
 
 Array = jax.Array
 
@@ -50,7 +50,7 @@ def ranks_of(scores: Array, held: Array) -> Array:
       held: (B, n) bool.
     """
     order = top(jnp.where(held, scores, -jnp.inf), scores.shape[1])
-    return jnp.argsort(order, axis=1).astype(jnp.int32)
+    return argsort(order)
 
 
 def rank_mask(ranks: Array, probability: Array, before: Array, after: Array) -> Array:

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from slimvit_jax.errors import unknown
 from slimvit_jax.images import BadImage, LargeImage, Preprocess
-from slimvit_jax.inference.evaluate import probabilities
+from slimvit_jax.inference.evaluate import best_classes
 from slimvit_jax.serve.batcher import Batcher, Full
 from slimvit_jax.serve.engine import Answer, Engine
 from slimvit_jax.serve.metrics import CountRequests, Metrics
@@ -246,16 +246,11 @@ class _Service:
             raise HTTPException(413 if isinstance(error, LargeImage) else 400, str(error)) from None
 
     def _described(self, name: str, answer: Answer, top: int) -> dict[str, Any]:
-        budget, names = self.engine.budgets[name], self.served.class_names
+        budget = self.engine.budgets[name]
         slim = budget.model.slim
-        share = probabilities(answer.logits[None])[0]
-        best = np.argsort(-share, kind="stable")[:top]
         found: dict[str, Any] = {
             "keep_rate": budget.keep_rate,
-            "classes": [
-                {"class": int(c), "name": names[c] if names else f"class {c}", "probability": float(share[c])}
-                for c in best
-            ],
+            "classes": best_classes(answer.logits, top, self.served.class_names),
             "token_counts": slim.plan.token_counts,
         }
         if answer.scores is not None:

@@ -81,9 +81,9 @@ class Engine:
         #: Median seconds of every program, by budget and batch size; complete when `prepare` is done.
         self.seconds: dict[tuple[str, int], float] = {}
         self._programs: dict[tuple[str, int], Any] = {}
-        untrained = variables["params"].get("slim", {})
         model = next(iter(self.budgets.values())).model
-        fresh.say(model.slim.method, fresh.untrained(untrained, model.training_only))
+        found = fresh.untrained(variables["params"].get("slim", {}), model.training_only)
+        fresh.say(model.slim.method, found)
 
     @property
     def total(self) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import numpy as np
-from golden import Golden, close, run, small
+from golden import close, golden_run, run, small
 
 from slimvit_jax.ops import cluster
 
@@ -14,13 +12,6 @@ TINY = dict(img_size=24, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_c
 built = lambda method=None, family="vit", **options: small(family, method, **TINY | options)
 TWO = dict(locations=(2, 3))
 IMAGES = jax.random.normal(jax.random.key(7), (3, 24, 24, 3))
-
-
-@functools.cache
-def golden_run(case):
-    golden = Golden.load(case)
-    model, variables = golden.model(case)
-    return golden, model, *run(model, variables, golden.images)
 
 
 def test_golden_samples():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import Golden, close, run, small
+from golden import close, golden_run, run, small
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -19,13 +19,6 @@ TINY = dict(img_size=24, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_c
 built = lambda method=None, family="vit", **options: small(family, method, **TINY | options)
 TWO = dict(locations=(2, 3))
 IMAGES = jax.random.normal(jax.random.key(7), (3, 24, 24, 3))
-
-
-@functools.cache
-def golden_run(case):
-    golden = Golden.load(case)
-    model, variables = golden.model(case)
-    return golden, model, *run(model, variables, golden.images)
 
 
 @pytest.mark.parametrize("case", METHODS)

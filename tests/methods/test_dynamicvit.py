@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import Golden, close, run, small
+from golden import Golden, close, drawn, run, small
 
 import slimvit_jax as slim
 from slimvit_jax import losses
@@ -17,14 +17,6 @@ TINY = dict(img_size=24, patch_size=4, embed_dim=32, depth=4, num_heads=2, num_c
 built = functools.partial(small, **TINY)
 TWO = dict(locations=(2, 3))
 IMAGES = jax.random.normal(jax.random.key(7), (2, 24, 24, 3))
-
-
-def drawn(model, variables, seeds):
-    """The aux of the training path for each seed, compiled once."""
-    apply = jax.jit(
-        lambda key: model.apply(variables, IMAGES, train=True, return_aux=True, rngs={"dropout": key})[1],
-    )
-    return [apply(jax.random.key(seed)) for seed in seeds]
 
 
 @functools.cache
@@ -82,7 +74,7 @@ def test_losses_by_hand():
 
 def test_dynamicvit_decisions():
     model, variables = built("vit", "dynamicvit", keep_rate=0.5, **TWO)
-    auxes = drawn(model, variables, (0, 0, 1))
+    auxes = drawn(model, variables, IMAGES, (0, 0, 1))
     decisions = [np.asarray(aux.taps["decisions"]) for aux in auxes]
     np.testing.assert_array_equal(decisions[0], decisions[1])
     assert (decisions[0] != decisions[2]).any()

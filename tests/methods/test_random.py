@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden import run, small
+from golden import drawn, run, small
 
 import slimvit_jax as slim
 
@@ -17,14 +17,6 @@ TWO = dict(locations=(2, 3))
 IMAGES = jax.random.normal(jax.random.key(7), (2, 24, 24, 3))
 
 
-def drawn(model, variables, seeds):
-    """The aux of the training path for each seed, compiled once."""
-    apply = jax.jit(
-        lambda key: model.apply(variables, IMAGES, train=True, return_aux=True, rngs={"dropout": key})[1],
-    )
-    return [apply(jax.random.key(seed)) for seed in seeds]
-
-
 def test_random_is_the_same_everywhere_at_inference_and_differs_in_training():
     model, variables = built("vit", "random", keep_rate=0.5, **TWO)
     _, aux = run(model, variables, IMAGES)
@@ -32,7 +24,7 @@ def test_random_is_the_same_everywhere_at_inference_and_differs_in_training():
     np.testing.assert_array_equal(aux.kept[1], aux.kept[0][:, : aux.kept[1].shape[1]])
     other = slim.create_model("vit", method="random", keep_rate=0.5, seed=1, **TWO, **TINY)
     assert (run(other, variables, IMAGES)[1].kept[0] != aux.kept[0]).any()
-    first, again, other = (np.asarray(aux.kept[0]) for aux in drawn(model, variables, (0, 0, 1)))
+    first, again, other = (np.asarray(aux.kept[0]) for aux in drawn(model, variables, IMAGES, (0, 0, 1)))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any() and (first[0] != first[1]).any()
     scores = jax.random.normal(jax.random.key(3), (2, 36))
