@@ -174,6 +174,8 @@ class Bench:
             if abs(times[name] / limit - 1) <= CLOSE:
                 break
             asked *= limit / times[name]
+            if asked >= self.cost.dense:  # by a time that something else disturbed: nothing would be dropped
+                break
             again = self.fitted(name, [schedules.scaled(counts, self.patches)], asked, step=1)
             if again is None or again in tried:
                 break
