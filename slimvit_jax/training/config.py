@@ -128,8 +128,14 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def _current(key: str, value: Any) -> Any:
+    """What a value of an earlier version is now: the backbone's own rule was once written out in every config."""
+    return None if key == "no_decay" and _plain(value) == _FORMER_NO_DECAY else value
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines "field: old -> new" for the fields that change what is trained; both are flattened."""
+    """Lines "field: old -> new" for the fields that change what is trained; both are flattened, `old` of any version."""
+    old = {field: _current(field.rpartition(".")[2], value) for field, value in old.items()}
     lines = []
     for field in sorted(old.keys() | new.keys()):
         harmless = any(field == h or field.startswith(h + ".") for h in HARMLESS)
@@ -146,7 +152,7 @@ def from_dict(plain: Mapping[str, Any]) -> ConfigDict:
 
     def tuples(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {k: None if k == "no_decay" and v == _FORMER_NO_DECAY else tuples(v) for k, v in value.items()}
+            return {k: _current(k, tuples(v)) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     config = ConfigDict(tuples(plain))
