@@ -142,6 +142,17 @@ def test_a_study_older_than_a_field_goes_on(done, tmp_path):
         study.Study(config, tmp_path)
 
 
+@pytest.mark.parametrize(("name", "config"), [("study_micro", "study_fashion"), ("study_photos", "study_photos")])
+def test_committed_studies_go_on(name, config):
+    """Whatever version of the library began them: its file and today's config are one study."""
+    config = shipped(config)
+    facts = json.loads((ROOT / "results" / name / "study.json").read_text())["config"]
+    config.init.path, config.data.data_dir = facts["init.path"], facts["data.data_dir"]
+    begun = study.Study(config, ROOT / "results" / name)
+    cells = photo_cells if name == "study_photos" else study_cells
+    assert len({cell.name for cell in cells.all_cells(config, [0, 1, 2])} & begun.done) > 20
+
+
 def test_a_damaged_study_is_named(done, tmp_path):
     work, arguments = done
     (tmp_path / "study.json").write_bytes((work / "study.json").read_bytes())
