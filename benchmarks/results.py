@@ -61,11 +61,9 @@ class Stat:
 
     Attributes:
       values: one per seed.
-      examples: images behind each value; 0 where it is no accuracy.
     """
 
     values: tuple[float, ...]
-    examples: int = 0
 
     @property
     def n(self) -> int:
@@ -79,11 +77,6 @@ class Stat:
     def spread(self) -> float | None:
         """Sample standard deviation over seeds; None for one seed."""
         return statistics.stdev(self.values) if self.n > 1 else None
-
-    @property
-    def sampling(self) -> float:
-        """Binomial standard error of the mean for the images; 0 where it is no accuracy."""
-        return math.sqrt(self.mean * (1 - self.mean) / self.examples) if self.examples else 0.0
 
     def text(self) -> str:
         """Per cent, with the spread where there is one."""
@@ -153,7 +146,7 @@ class Study:
     def dense(self) -> Stat:
         """The accuracy all runs start from."""
         facts = self.facts["dense"]
-        return Stat((facts["accuracy"],), facts.get("examples", 0))
+        return Stat((facts["accuracy"],))
 
     @property
     def seeds(self) -> int:
@@ -212,8 +205,7 @@ class Study:
                 if outcome["keep_rate"] == wanted and outcome.get("lives") in (None, lives):
                     if lives == "random" and outcome.get("lives") is None:
                         continue
-                    images = outcome.get("examples", 0) if key != "flops" else 0
-                    found[row["seed"]] = Stat((outcome[key],), images)
+                    found[row["seed"]] = Stat((outcome[key],))
         return found
 
     def hits(self, group: str, variant: str, train_rate: float, keep_rate: float | None = None) -> np.ndarray | None:
@@ -244,8 +236,7 @@ def pool(results: dict[int, Stat]) -> Stat | None:
     """Over the seeds; None for none."""
     if not results:
         return None
-    values = tuple(results[seed].mean for seed in sorted(results))
-    return Stat(values, next(iter(results.values())).examples)
+    return Stat(tuple(results[seed].mean for seed in sorted(results)))
 
 
 def _lines(text: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.errors import SlimError
 from slimvit_jax.options import Count, Share, kind_of
 
 
@@ -256,21 +256,6 @@ def cumulative(rates: Sequence[float]) -> tuple[float, ...]:
         # rate**k rather than a running product: the official codes compute the power, and int() is at its mercy.
         shares.append(rates[0] ** k if same else math.prod(rates[:k]))
     return tuple(shares)
-
-
-def absolute_counts(num_patches: int, rates: Sequence[float]) -> tuple[int, ...]:
-    """n_k = int(N * rate_1 * ... * rate_k): all rates are of the N patches of the grid (DynamicViT and others).
-
-    >>> absolute_counts(196, (0.7, 0.7, 0.7))
-    (137, 96, 67)
-    """
-    return tuple(max(1, int(num_patches * share)) for share in cumulative(rates))
-
-
-def check_choice(kind: str, value: object, choices: Sequence[object]) -> None:
-    """Raises SlimError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise unknown(kind, value, choices)
 
 
 def block_flops(attention_tokens: int, mlp_tokens: int, dim: int, hidden: int) -> int:

@@ -73,7 +73,6 @@ def test_methods_are_compared_image_by_image(tmp_path):
 def test_rules_on_numbers():
     """The spread of 1, 2, 3 is 1; pairs are by seed; one seed has no spread."""
     assert Stat((0.01, 0.02, 0.03)).text() == "2.00 ± 1.00" and Stat((0.5,)).text() == "50.00"
-    assert Stat((0.5,), examples=100).sampling == pytest.approx(0.05)
     first = {0: Stat((0.5,)), 1: Stat((0.7,)), 2: Stat((0.9,))}
     gap = difference(first, {1: Stat((0.6,)), 2: Stat((0.82,))})
     assert gap is not None and (round(gap.mean, 9), gap.n) == (0.09, 2)

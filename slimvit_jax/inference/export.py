@@ -205,14 +205,6 @@ def outputs_of(model: Any, variables: Any, outputs: Sequence[str]) -> Callable[[
     return function
 
 
-def export_inference(
-    model: Any, variables: Any, batch_size: int | None = None, platforms: Sequence[str] | None = None
-) -> jax.export.Exported:
-    """images (B, H, W, C) float32 -> logits (B, classes) float32, with the weights inside; see `export`."""
-    images = jax.ShapeDtypeStruct((batch_size or _any_batch(), *model.img_size, model.in_chans), jnp.float32)
-    return _exported(lambda images: model.apply(variables, images), images, platforms)
-
-
 def _any_batch() -> Any:
     return jax.export.symbolic_shape("batch")[0]
 

@@ -170,12 +170,6 @@ def merge_sum(matching: Matching, values: Array) -> Array:
     return gather(values, matching.held) + _arrivals(matching, gather(values, matching.source))
 
 
-def merge_mean(matching: Matching, values: Array) -> Array:
-    """Plain means of what is merged, each target counting once."""
-    ones = jnp.ones((*values.shape[:2], 1), values.dtype)
-    return merge_sum(matching, values) / merge_sum(matching, ones)
-
-
 def merge_weighted(matching: Matching, values: Array, size: Array) -> tuple[Array, Array]:
     """Means weighted by size, and the new sizes.
 

@@ -134,7 +134,7 @@ def _current(key: str, value: Any) -> Any:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines "field: old -> new" for the fields that change what is trained; both are flattened, `old` of any version."""
+    """Lines "field: old -> new" for the fields that change what is trained; both flattened, `old` of any version."""
     old = {field: _current(field.rpartition(".")[2], value) for field, value in old.items()}
     lines = []
     for field in sorted(old.keys() | new.keys()):
