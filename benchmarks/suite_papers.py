@@ -54,7 +54,7 @@ class Group:
     timm: str = ""
 
 
-def _forwards(models: Mapping[str, Any], batch: int, more: Mapping[str, Mapping] | None = None) -> dict[str, Any]:
+def forwards(models: Mapping[str, Any], batch: int, more: Mapping[str, Mapping] | None = None) -> dict[str, Any]:
     return {
         name: (
             functools.partial(forward, model, batch),
@@ -80,7 +80,7 @@ def row_group(rows: list[PaperRow], batch: int, dtype: str, timm: bool) -> Group
         model = row.build(dtype=dtype)
         name = models.setdefault(model, row.label)
         labels.setdefault(name, []).append([row.table, row.label])
-    entries = _forwards(
+    entries = forwards(
         {name: model for model, name in models.items()},
         batch,
         {name: {"rows": which} for name, which in labels.items()},
@@ -123,7 +123,7 @@ def _growth(
         models[f"life_regression {rate:g}"] = create(method="life_regression", keep_rate=rate, locations=locations)
     models["evit 0.7"] = create(method="evit", keep_rate=0.7, locations=locations)
     shared = {**facts, "width": shape["embed_dim"], "locations": list(locations), "batch": batch, "dtype": dtype}
-    return Group(kind, title, shared, _forwards(models, batch))
+    return Group(kind, title, shared, forwards(models, batch))
 
 
 def training_group(name: str, batch: int, dtype: str) -> Group:

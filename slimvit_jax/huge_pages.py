@@ -25,7 +25,7 @@ def restart_with_huge_pages() -> None:
     already, huge pages are not (another system, glibc before 2.35, switched off), or SLIMVIT_HUGE_PAGES=0.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if os.environ.get(SWITCH) == "0" or "glibc.malloc.hugetlb" in tunables or not _available():
+    if os.environ.get(SWITCH) == "0" or "glibc.malloc.hugetlb" in tunables or not available():
         return
     os.environ["GLIBC_TUNABLES"] = f"{tunables}:{WISH}" if tunables else WISH
     sys.stdout.flush()
@@ -33,7 +33,7 @@ def restart_with_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _available() -> bool:
+def available() -> bool:
     """Whether glibc can ask for huge pages and the kernel gives them to who asks, and only then."""
     try:
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or " ").split(" ", 1)

@@ -9,6 +9,7 @@ import pytest
 import slimvit_jax as slim
 
 PACKAGE = Path(slim.__file__).parent
+ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: From the bottom up. A module may import those of lower layers and of its own; a layer is a file or a folder.
@@ -154,6 +155,33 @@ def test_torch_and_tensorflow_stay_out_of_the_package(path):
     assert not any("torch" in ast.dump(node) for node in top if "from_torch" not in ast.dump(node))
 
 
-def test_files_stay_readable():
-    lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
-    assert {name: n for name, n in lengths.items() if n > 330} == {}
+def private_names(*folders: Path) -> set[str]:
+    """What the files below the folders define or set under a name with one leading underscore."""
+    names = set()
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                    names.add(name)
+                case ast.Attribute(attr=name, ctx=ast.Store()):
+                    names.add(name)
+    return {name for name in names if name[0] == "_" != name[1:2]}
+
+
+def uses(path: Path) -> set[str]:
+    """Names that a test takes from elsewhere: imported, behind a dot that is not self's, or patched."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(value=owner, attr=name) if not (isinstance(owner, ast.Name) and owner.id == "self"):
+                found.add(name)
+            case ast.alias(name=name) | ast.Call(func=ast.Attribute(attr="setattr"), args=[_, ast.Constant(name), *_]):
+                found.add(name)
+    return found
+
+
+def test_tests_go_through_the_public_surface():
+    ours = private_names(PACKAGE, ROOT / "benchmarks")
+    assert "_attempt" in ours and "__init__" not in ours
+    found = {path.name: names for path in (ROOT / "tests").rglob("*.py") if (names := uses(path) & ours)}
+    assert found == {}

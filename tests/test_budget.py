@@ -229,7 +229,7 @@ def test_a_config_of_tune_is_a_config(tmp_path):
     args = type("A", (), {"options": words, "weights": "w.safetensors", "data": None, "config": None,
                           "workdir": None, "method": None})  # fmt: skip
     file = tmp_path / "config.py"
-    file.write_text(command._config(args, Target(model), budget))
+    file.write_text(command.config_text(args, Target(model), budget))
     config = load_config(file)
     assert config.method.name == "tome" and config.method.options.r == (4, 0, 8)
     args.config = str(file)

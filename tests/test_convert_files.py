@@ -100,7 +100,7 @@ def test_bfloat16_safetensors(tmp_path):
 
 def google_arrays(state, heads, prefix=""):
     """A timm state dict as the arrays of Google's .npz files."""
-    names = {timm: theirs for theirs, timm in google._TOP.items()}
+    names = {timm: theirs for theirs, timm in google.TOP.items()}
     width = state["cls_token"].shape[-1]
     arrays = {}
     for name, array in state.items():
@@ -121,7 +121,7 @@ def google_arrays(state, heads, prefix=""):
         elif rest == "attn.proj.weight":
             arrays[base + "MultiHeadDotProductAttention_1/out/kernel"] = array.T.reshape(heads, -1, width)
         else:
-            theirs = {timm: key for key, timm in google._BLOCK.items()}[rest]
+            theirs = {timm: key for key, timm in google.BLOCK.items()}[rest]
             arrays[base + theirs] = array.T if theirs.endswith("kernel") else array
     return {prefix + name: array for name, array in arrays.items()}
 

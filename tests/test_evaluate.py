@@ -81,13 +81,14 @@ def test_paired_difference_is_that_of_the_differences():
     assert ev.paired_difference([1], [0]) == (1.0, math.inf)
 
 
-def test_other_weights_compile_nothing(inference):
-    x = images(4)
-    inference(x)
-    before = inference._forward._cache_size()
+def test_other_weights_compile_nothing(inference, caplog):
     doubled = inference.with_variables(jax.tree.map(lambda a: 2 * a, inference.variables))
-    assert not np.allclose(doubled(x).logits, inference(x).logits)
-    assert inference._forward._cache_size() == before
+    with jax.log_compiles():
+        first = inference(images(3)).logits
+        assert "Compiling jit(forward)" in caplog.text
+        caplog.clear()
+        assert not np.allclose(doubled(images(3)).logits, first)
+        assert "Compiling jit(forward)" not in caplog.text
 
 
 def test_speed_takes_turns_and_medians(inference):

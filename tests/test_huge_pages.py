@@ -29,7 +29,7 @@ def start(**environment):
     return lines[:-1], lines[-1]
 
 
-@pytest.mark.skipif(not huge_pages._available(), reason="the kernel gives no huge pages to who asks")
+@pytest.mark.skipif(not huge_pages.available(), reason="the kernel gives no huge pages to who asks")
 @pytest.mark.parametrize("given", ["", "glibc.malloc.arena_max=2"])
 def test_restarts_once_with_the_wish_added(given):
     starts, last = start(**({"GLIBC_TUNABLES": given} if given else {}))

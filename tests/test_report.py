@@ -15,24 +15,16 @@ import slimvit_jax as slim
 from slimvit_jax import training
 from slimvit_jax.__main__ import main
 from slimvit_jax.cli import train
-from slimvit_jax.reports import patches, report, report_text, style, visualize
+from slimvit_jax.reports import patches, report_text, style, visualize
 from slimvit_jax.reports.report import write_report
 from slimvit_jax.training import RunResult, build
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_rounds():
-    """Times need not be good here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_ROUNDS", 2)
-        yield
 
 
 def untrained_run(folder):
     """A run whose weights are random: the report does not care."""
     config = tiny_config(steps=1)
     config.eval.keep_rates = (0.9, 0.5)
-    config.report.update(images=2, seeds=2, batch_size=120)
+    config.report.update(images=2, seeds=2, batch_size=120, rounds=2)
     model, dense = build.build_model(config), build.build_model(config, slimmed=False)
     slimmed = build.init_variables(model, 0)
     plain = {**slimmed, "params": {name: value for name, value in slimmed["params"].items() if name != "slim"}}
@@ -120,12 +112,14 @@ def test_other_methods_have_a_report_too(tmp_path, method, options):
 def test_a_run_of_drawn_rates_and_masks_is_told_as_such(tmp_path):
     config, result = untrained_run(tmp_path)
     config.method.options.update(hard=True, sampled_rates=(0.9, 0.5))
-    config.eval.keep_rates = (0.5,)
-    facts = report._Measurement(config, result)._facts()
+    config.eval.keep_rates, config.report.images, config.report.seeds = (0.5,), 0, 1
+    facts = write_report(tmp_path, config, result, show=False)
     assert facts["trained_at"] == {"sampled_rates": [0.9, 0.5]}
-    said = report_text._trained_at(facts["trained_at"])
-    assert said == " at keep rates drawn anew for every image from 0.9, 0.5"
-    assert report_text._trained_at({"keep_rate": 0.7}) == " at keep rate 0.7" and report_text._trained_at({}) == ""
+    told = lambda at: report_text.markdown({**facts, "trained_at": at})
+    assert "in 3 stages at keep rates drawn anew for every image from 0.9, 0.5: dense" in (
+        tmp_path / "report.md"
+    ).read_text()
+    assert "in 3 stages at keep rate 0.7: dense" in told({"keep_rate": 0.7}) and "in 3 stages: dense" in told({})
 
 
 def test_a_report_that_fails_leaves_the_run_done(tmp_path, monkeypatch, capsys):
@@ -142,7 +136,7 @@ def test_a_report_that_fails_leaves_the_run_done(tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(visualize, "draw_accuracy_speed", fails)
-        with train._reported("slimvit train", str(tmp_path)):
+        with train.reported("slimvit train", str(tmp_path)):
             write_report(tmp_path, config, result, show=False)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"slimvit report --workdir {tmp_path}" in error and "surrogates" in error
@@ -166,7 +160,7 @@ def test_a_run_on_names_of_all_kinds(tmp_path, capsys):
     config.data.update(name="folder", data_dir=str(tmp_path / "data"), eval_split="val", batch_size=4)
     config.model.options.num_classes = 3
     config.eval.keep_rates = (0.5,)
-    config.report.update(images=3, seeds=1, batch_size=12)
+    config.report.update(images=3, seeds=1, batch_size=12, rounds=2)
     run = tmp_path / "run"
     facts = write_report(run, config, training.run(config, run), show=True)
     assert facts["rows"][0]["count"] == 12 and (run / "figures" / "lives.png").is_file()
@@ -178,15 +172,15 @@ def test_a_run_on_names_of_all_kinds(tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
-def verdict(difference, stderr):
-    row = {"name": "0.5", "minus_dense": {"difference": difference, "stderr": stderr}}
-    return report_text._verdict([row], 360)
+def test_words_claim_only_what_two_standard_errors_carry(written):
+    facts = written[1]
 
+    def told(difference, stderr):
+        row = {**facts["rows"][-1], "minus_dense": {"difference": difference, "stderr": stderr}}
+        return report_text.markdown({**facts, "rows": [facts["rows"][0], row]})
 
-def test_words_claim_only_what_two_standard_errors_carry():
-    assert "do not tell them apart" in verdict(-0.01, 0.008)
-    assert "Apart from the dense model" in verdict(-0.03, 0.008)
-    assert "do not tell them apart" in verdict(0.0, 0.0)
+    assert "do not tell them apart" in told(-0.01, 0.008) and "do not tell them apart" in told(0.0, 0.0)
+    assert "Apart from the dense model" in told(-0.03, 0.008)
 
 
 def test_paper_tables_are_packaged():
@@ -228,15 +222,15 @@ def test_groups_are_drawn_in_their_mean_colour(tmp_path):
     image = np.zeros((4, 4, 3), np.uint8)
     image[:, 2:] = 200
     owner = np.array([[0, 0], [1, 1]]).reshape(-1)
-    mean = patches._mean_colours(patches._as_picture(image), owner, (2, 2))
+    mean = patches.mean_colours(image / 255.0, owner, (2, 2))
     assert np.allclose(mean, 100 / 255)
     path = patches.draw_groups(tmp_path / "g.png", [image], grid=(2, 2), groups=[owner[None]], titles=["$_{["])
     assert Image.open(path).size[0] > 300
 
 
 def test_small_scores_are_printed_in_a_unit_that_shows_them():
-    assert patches._unit(np.array([0.0002, 0.0131])) == (1e-3, " (in 1e-3)")
-    assert patches._unit(np.array([0.3, 12.0])) == (1.0, "") and patches._unit(np.zeros(3)) == (1.0, "")
+    assert patches.unit_of(np.array([0.0002, 0.0131])) == (1e-3, " (in 1e-3)")
+    assert patches.unit_of(np.array([0.3, 12.0])) == (1.0, "") and patches.unit_of(np.zeros(3)) == (1.0, "")
 
 
 def test_captions_fit_their_columns():

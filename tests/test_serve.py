@@ -428,7 +428,7 @@ def test_the_slider_is_for_weights_that_serve_several_budgets(workdir, method):
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(words)
-    budgets, default = command._budgets(args, open_target(args))
+    budgets, default = command.slider(args, open_target(args))
     rates = [budget.keep_rate for budget in budgets if budget.keep_rate is not None]
     if "keep_rate" in fields and METHODS[method].any_budget:
         assert {1.0, 0.9, 0.8, 0.7, 0.6, 0.5} <= set(rates) and rates == sorted(rates, reverse=True)
@@ -442,6 +442,6 @@ def test_budgets_of_a_run_are_a_stop_of_their_own(workdir):
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
     args = parser.parse_args(["serve", f"--workdir={workdir}", "--keep-rates=1,0.5", "--set=budgets=(16, 9, 3)"])
-    budgets, default = command._budgets(args, open_target(args))
+    budgets, default = command.slider(args, open_target(args))
     counts = {budget.name: budget.model.slim.plan.token_counts for budget in budgets}
     assert counts == {"own": (16, 9, 3), "1": (16, 16, 16), "0.5": (16, 8, 4)} and default == "own"

@@ -87,7 +87,7 @@ def test_a_run_leaves_its_json(suite, parse, tmp_path, capsys):
     dense = slim.create_model("vit", **TINY)
     life = slim.create_model("vit", "life_regression", locations=(1, 2), keep_rate=0.5, **TINY)
     facts = {"batch": 2, "dtype": "float32"}
-    first = suite.Group("tokens", "first", facts, suite._forwards({"dense": dense, "life": life}, 2))
+    first = suite.Group("tokens", "first", facts, suite.forwards({"dense": dense, "life": life}, 2))
     step = {"stage 1": (lambda: suite.training_step(life, "method", 2), {"method": "life_regression"})}
     with tqdm(disable=True) as bar:
         groups = [("first", lambda: first), ("steps", lambda: suite.Group("training", "steps", facts, step))]
@@ -135,7 +135,7 @@ def test_what_cannot_run_is_noted(suite, parse, tmp_path):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand a long trace")
 
     args = parse("--rounds", "1", "--min-seconds", "0")
-    dense = suite._forwards({"dense": slim.create_model("vit", **TINY)}, 1)
+    dense = suite.forwards({"dense": slim.create_model("vit", **TINY)}, 1)
     notes: list[str] = []
     facts = {"batch": 1, "dtype": "float32"}
     rows = suite.run_group(

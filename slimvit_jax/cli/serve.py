@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise SlimError(f"serve needs {error.name}: pip install 'slimvit-jax[serve]'") from None
     own = common.open_target(args)
-    budgets, default = _budgets(args, own)
+    budgets, default = slider(args, own)
     names = common.class_names(args, own) or own.model.class_names
     if args.queue < len(budgets):
         raise SlimError(f"--queue {args.queue} has no place for one image at {len(budgets)} keep rates")
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _budgets(args: argparse.Namespace, own: common.Target) -> tuple[list[Budget], str]:
+def slider(args: argparse.Namespace, own: common.Target) -> tuple[list[Budget], str]:
     """The stops of the slider, and the name of the one that is the model as asked for."""
     from slimvit_jax.serve.engine import Budget
 

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             config = training.load_config(args.config, training.parse_overrides(fields))
             result = training.run(config, args.workdir)
         if config.report.enabled:
-            with _reported(program, args.workdir):
+            with reported(program, args.workdir):
                 from slimvit_jax.reports.report import write_report
 
                 write_report(result.workdir, result.config, result)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _reported(program: str, workdir: str) -> Iterator[None]:
+def reported(program: str, workdir: str) -> Iterator[None]:
     """Says what went wrong with the report, and how to have it: weights, metrics and stages are there already."""
     try:
         yield

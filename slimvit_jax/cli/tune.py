@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     )
     about = {"command": shlex.join(["slimvit", *sys.argv[1:]]), "model": target.title, "data": said}
     write_json(folder / "budget.json", {**about, "machine": describe_machine(), **budget.to_dict()})
-    write_text(folder / "config.py", _config(args, target, budget))
+    write_text(folder / "config.py", config_text(args, target, budget))
     draw_front(folder / "front.png", budget, f"{target.title}, {said}")
     tables.show(front_table(budget))
     tables.show(*(str(folder / name) for name in ("config.py", "budget.json", "front.png")))
@@ -113,7 +113,7 @@ def _images(args: argparse.Namespace, target: common.Target) -> tuple[np.ndarray
     return target.preprocess.normalise(pixels), labels, f"{len(records)} images of {source.name} {source.split}"
 
 
-def _config(args: argparse.Namespace, target: common.Target, budget: Any) -> str:
+def config_text(args: argparse.Namespace, target: common.Target, budget: Any) -> str:
     """The text of a config with the model, the method found and a stage that trains it further."""
     options, method = dict(budget.options), budget.options["method"]
     del options["method"]

@@ -17,7 +17,7 @@ from slimvit_jax.errors import SlimError
 
 _MARK = "embedding/kernel"
 _PREFIXES = ("", "opt/target/", "params/", "params/img/")  # the last: big_vision's pairs of image and text
-_TOP = {
+TOP = {
     "cls": "cls_token",
     "pos_embedding": "pos_embed",
     "embedding/kernel": "patch_embed.proj.weight",
@@ -28,7 +28,7 @@ _TOP = {
     "head/kernel": "head.weight",
     "head/bias": "head.bias",
 }
-_BLOCK = {
+BLOCK = {
     "LayerNorm_0/scale": "norm1.weight",
     "LayerNorm_0/bias": "norm1.bias",
     "LayerNorm_2/scale": "norm2.weight",
@@ -84,10 +84,10 @@ def to_timm(arrays: Mapping[str, Any]) -> dict[str, Any]:
             block = _BLOCK_NAME.fullmatch(name)
             inner = _older(block[2]) if block else name.removeprefix("MAPHead_0/")
             place = f"blocks.{block[1]}." if block else "attn_pool."
-            if name in _TOP:
-                state[_TOP[name]] = _layout(name, value)
-            elif block and inner in _BLOCK:
-                state[place + _BLOCK[inner]] = _layout(name, value)
+            if name in TOP:
+                state[TOP[name]] = _layout(name, value)
+            elif block and inner in BLOCK:
+                state[place + BLOCK[inner]] = _layout(name, value)
             elif inner != name and (qkv := _QKV.fullmatch(inner)):
                 # (D, heads, head_dim) or (heads, head_dim): heads are contiguous in timm's rows
                 flat = value.reshape(value.shape[0], -1).T if qkv[2] == "kernel" else value.reshape(-1)

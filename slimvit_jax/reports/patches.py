@@ -57,7 +57,7 @@ def draw_lives(
         place = lambda caption: fitted(caption, 72 * width, _CAPTION)
         captions = [place(title) for title in titles]
         heads = [place(_stage_title(*stage, grid, token_counts)) for stage in enumerate(kept)]
-        unit, power = _unit(lives) if life_range is None else (1.0, "")
+        unit, power = unit_of(lives) if life_range is None else (1.0, "")
         if lives is not None:
             low, high = life_range or (float(lives.min()), float(lives.max()))
             heads.append(place(f"{score_name}{power}, {low / unit:.3g} to {high / unit:.3g}"))
@@ -139,7 +139,7 @@ def draw_groups(
                 axes[row, 0].set_title(captions[row], fontsize=_CAPTION)
             for axis, owners in zip(axes[row, 1:], groups, strict=True):
                 owner = np.asarray(owners[row])
-                axis.imshow(_mean_colours(picture, owner, grid), interpolation="nearest", **look)
+                axis.imshow(mean_colours(picture, owner, grid), interpolation="nearest", **look)
                 _draw_fences(axis, owner.reshape(grid))
                 rows, columns = np.nonzero(owner.reshape(grid) < 0)
                 axis.plot(columns + 0.5, rows + 0.5, "x", color=ACCENT, ms=4)
@@ -151,7 +151,7 @@ def draw_groups(
         return save(figure, path)
 
 
-def _mean_colours(picture: np.ndarray, owner: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def mean_colours(picture: np.ndarray, owner: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """(rows, columns) or (rows, columns, 3): every patch in the mean colour of its group."""
     rows, columns = (np.linspace(0, side, n + 1).astype(int) for side, n in zip(picture.shape, grid, strict=False))
     sums = np.add.reduceat(np.add.reduceat(picture, rows[:-1], axis=0), columns[:-1], axis=1)
@@ -170,7 +170,7 @@ def _draw_fences(axis: Axes, owner: np.ndarray, color: str = ACCENT, width: floa
     axis.vlines(right[:, 1] + 1, right[:, 0], right[:, 0] + 1, color=color, lw=width)
 
 
-def _unit(scores: np.ndarray | None) -> tuple[float, str]:
+def unit_of(scores: np.ndarray | None) -> tuple[float, str]:
     """What to divide scores by so that their first digits are seen, and how to say that: (0.001, " (1e-3)")."""
     largest = 0.0 if scores is None else float(np.abs(scores).max())
     if not 0 < largest < math.inf or 0.1 <= largest < 1000:

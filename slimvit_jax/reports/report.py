@@ -30,15 +30,13 @@ from slimvit_jax.inference.evaluate import (
 from slimvit_jax.inference.flops import flops
 from slimvit_jax.reports import pictures, report_text, visualize
 
-_ROUNDS = 15
-
 
 def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = True) -> dict[str, Any]:
     """Measures a finished run and writes report.json, report.md and figures/*.png into `workdir`; prints one table.
 
     Args:
       workdir: the run's folder.
-      config: the run's configuration; `eval.keep_rates` and `report.{images,seeds,batch_size}` count here.
+      config: the run's configuration; `eval.keep_rates` and `report.{images,seeds,batch_size,rounds}` count here.
       result: training.RunResult.
       show: print the table.
 
@@ -123,7 +121,7 @@ class _Measurement:
                     rows.append(self._budget_row(name, run, evaluated, dense, seeds))
         sizes = {"dense": self.dense, **self.budgets}
         batch = -(-int(self.config.report.batch_size) // self.dense.devices) * self.dense.devices
-        speeds = measure_speed(sizes, batch, rounds=_ROUNDS, images=self._noise(batch))
+        speeds = measure_speed(sizes, batch, rounds=int(self.config.report.rounds), images=self._noise(batch))
         for row in rows:
             _add_speed(row, speeds["dense" if row["name"] == "all kept" else row["name"]], speeds["dense"])
         return self._facts() | {"rows": rows}
@@ -198,7 +196,7 @@ class _Measurement:
             "locations": list(getattr(model.slim, "locations", ())),
             "seconds": {stage: round(s, 1) for stage, s in self.result.seconds.items()},
             "batch_size": int(config.report.batch_size),
-            "rounds": _ROUNDS,
+            "rounds": int(self.config.report.rounds),
             "seeds": int(config.report.seeds),
             "dtype": model.dtype,
             "device": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
