@@ -2,13 +2,13 @@
 
 import json
 import logging
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_convert_layouts import of_transformers
+from golden import HERE
+from state_dicts import of_transformers
 from test_runs import run_of
 
 import slimvit_jax as slim
@@ -154,7 +154,7 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize("case", ["dinov2", "dinov2_registers"])
 def test_positions_are_resampled_as_transformers_does_it(tmp_path, case):
     """One of them antialiases, the other does not: features of a larger picture as transformers computed them."""
-    arrays = np.load(Path(__file__).parent / "goldens" / f"transformers_{case}.npz", allow_pickle=False)
+    arrays = np.load(HERE / f"transformers_{case}.npz", allow_pickle=False)
     state = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
     safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
     config = {"model_type": case.replace("_", "_with_"), "image_size": 28, "patch_size": 7}

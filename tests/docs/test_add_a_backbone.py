@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "add_a_backbone.md"
 
 
@@ -20,7 +20,7 @@ def tree(tmp_path_factory):
     tree = tmp_path_factory.mktemp("tree")
     shutil.copytree(ROOT / "slimvit_jax", tree / "slimvit_jax", ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "tests").mkdir()
-    for name in ("conftest.py", "test_backbone_facts.py", "test_architecture.py"):
+    for name in ("conftest.py", "backbones/test_backbone_facts.py", "test_architecture.py"):
         shutil.copy(ROOT / "tests" / name, tree / "tests")
     page = PAGE.read_text()
     file, usage = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

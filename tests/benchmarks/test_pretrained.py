@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_convert import build, random_state
+from state_dicts import build, random_state
 
 from slimvit_jax.convert import from_torch, to_torch
 

@@ -18,7 +18,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.methods import METHODS
 from slimvit_jax.training.step import StepOptions, make_train_step, new_state
 
-PAGE = Path(__file__).parents[1] / "docs" / "add_a_method.md"
+PAGE = Path(__file__).parents[2] / "docs" / "add_a_method.md"
 SMALL = dict(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_classes=5)
 
 

@@ -16,7 +16,7 @@ from slimvit_jax import create_model, training
 pytestmark = pytest.mark.xdist_group("gpu_script")
 slow = pytest.mark.skipif("SLIM_SLOW_TESTS" not in os.environ, reason="a minute and a half; SLIM_SLOW_TESTS=1 runs it")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def call(folder, *words, **env):

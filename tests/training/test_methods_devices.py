@@ -13,7 +13,7 @@ import slimvit_jax as slim
 # The fixture is minutes of work: one worker does it, once.
 pytestmark = pytest.mark.xdist_group("methods_devices")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
 sys.path.insert(0, "tests")

@@ -15,7 +15,7 @@ from slimvit_jax.training import build
 # The fixture is a minute of work: one worker does it, once.
 pytestmark = pytest.mark.xdist_group("study")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MICRO = shipped("study_fashion").model.options.to_dict()
 
 CONFIG = """

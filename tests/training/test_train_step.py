@@ -182,7 +182,7 @@ def test_mixup_and_smoothing_run(config):
 
 MANY = """
 import json, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+sys.path[:0] = [{root!r} + "/tests", {root!r} + "/tests/training"]
 import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 import numpy as np

@@ -1,6 +1,6 @@
 """A run that is killed at random moments, again and again, ends with the very bits of a run that was left alone.
 
-    python tests/test_soak.py [--kills 200] [--seed 1]        for longer than the test does
+    python tests/training/test_soak.py [--kills 200] [--seed 1]        for longer than the test does
 
 Every start is the same command. Kills are SIGKILL, and aimed: at a random time of the start-up, just after a step,
 while a checkpoint is being written, and where a stage ends (evaluation, weights, stages.json, the next stage). The

@@ -13,7 +13,7 @@ import pytest
 import slimvit_jax as slim
 from slimvit_jax.methods import METHODS
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "methods.md").read_text()
 
 

@@ -5,7 +5,9 @@ import logging
 
 import numpy as np
 import pytest
-from test_convert import GOLDENS, TINY, assert_equal_states, build, error_of, random_state
+from golden import HERE
+from state_dicts import TINY, assert_equal_states, build, of_transformers, random_state
+from test_convert import error_of
 from test_convert_files import error_of as call_error
 from test_convert_files import google_arrays
 
@@ -108,54 +110,6 @@ def test_plain_values_of_training_scripts_do_no_harm(tmp_path, model, state):
 
 # Names of other libraries --------------------------------------------------------------------------------------------
 
-_BLOCK = {  # timm's name in a block -> transformers' for ViT and DeiT, Dinov2, CLIP and SigLIP
-    "norm1": ("layernorm_before", "norm1", "layer_norm1"),
-    "norm2": ("layernorm_after", "norm2", "layer_norm2"),
-    "attn.q": ("attention.attention.query", "attention.attention.query", "self_attn.q_proj"),
-    "attn.k": ("attention.attention.key", "attention.attention.key", "self_attn.k_proj"),
-    "attn.v": ("attention.attention.value", "attention.attention.value", "self_attn.v_proj"),
-    "attn.proj": ("attention.output.dense", "attention.output.dense", "self_attn.out_proj"),
-    "mlp.fc1": ("intermediate.dense", "mlp.fc1", "mlp.fc1"),
-    "mlp.fc2": ("output.dense", "mlp.fc2", "mlp.fc2"),
-}
-
-
-def of_transformers(state, kind):
-    """A timm state dict under the names of transformers' vit (0), dinov2 (1) or clip (2)."""
-    outer = [
-        {"cls_token": "vit.embeddings.cls_token", "pos_embed": "vit.embeddings.position_embeddings"},
-        {"cls_token": "dinov2.embeddings.cls_token", "pos_embed": "dinov2.embeddings.position_embeddings"},
-        {"pos_embed": "vision_model.embeddings.position_embedding.weight"},
-    ][kind]
-    outer["dist_token"] = "vit.embeddings.distillation_token"
-    start = ("vit.", "dinov2.", "vision_model.")[kind]
-    projection = "embeddings.patch_embedding" if kind == 2 else "embeddings.patch_embeddings.projection"
-    modules = {"patch_embed.proj": start + projection, "norm_pre": "vision_model.pre_layrnorm"}
-    modules["norm"] = start + ("post_layernorm" if kind == 2 else "layernorm")
-    modules |= {"head": "classifier", "head_dist": "distillation_classifier"}
-    names = {}
-    for name, array in state.items():
-        module, _, leaf = name.rpartition(".")
-        if name in outer:
-            names[outer[name]] = array[0] if kind == 2 else array
-        elif name == "cls_token":
-            names["vision_model.embeddings.class_embedding"] = array[0, 0]
-        elif module in modules:
-            names[f"{modules[module]}.{leaf}"] = array
-        elif name.startswith("attn_pool."):
-            continue
-        else:
-            _, layer, inner = module.split(".", 2)
-            theirs = f"{start}encoder.layer{'s' if kind == 2 else ''}.{layer}."
-            if leaf == "gamma":
-                names[f"{theirs}layer_scale{inner[-1]}.lambda1"] = array
-            elif inner == "attn.qkv":
-                for part, rows in zip("qkv", np.split(array, 3), strict=True):
-                    names[f"{theirs}{_BLOCK['attn.' + part][kind]}.{leaf}"] = rows
-            else:
-                names[f"{theirs}{_BLOCK[inner][kind]}.{leaf}"] = array
-    return names
-
 
 @pytest.mark.parametrize("outer", ["", "model."])
 @pytest.mark.parametrize("kind", [0, 1, 2])
@@ -176,7 +130,7 @@ if "eva" in slim.list_models():  # with the encoders of other pretraining
 @pytest.mark.parametrize("case", TRANSFORMERS)
 def test_models_of_transformers_compute_the_same(case):
     """Names as files and as transformers 5 have them in memory; positions of 4 x 4 patches resampled to 8 x 6."""
-    arrays = np.load(GOLDENS / f"transformers_{case}.npz", allow_pickle=False)
+    arrays = np.load(HERE / f"transformers_{case}.npz", allow_pickle=False)
     meta = json.loads(str(arrays["meta"]))
     model = slim.create_model(meta["family"], **meta["options"])
     state = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
@@ -188,7 +142,7 @@ def test_models_of_transformers_compute_the_same(case):
 
 def test_the_vision_tower_of_a_pair():
     """Of transformers' CLIP, with its text tower in the same file."""
-    arrays = np.load(GOLDENS / "transformers_clip.npz", allow_pickle=False)
+    arrays = np.load(HERE / "transformers_clip.npz", allow_pickle=False)
     state = {name[3:]: arrays[name] for name in arrays.files if name.startswith("sd/")}
     model = build(depth=2, pre_norm=True)
     got = to_torch(model, from_torch(model, state))

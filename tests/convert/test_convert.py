@@ -1,20 +1,19 @@
 """State dicts to variables and back: names, layouts, the options, the errors; goldens of the dense backbones."""
 
 import json
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import HERE
+from state_dicts import assert_equal_states, build, random_state
 
 import slimvit_jax as slim
 from slimvit_jax.convert import from_torch, rules, to_torch
 from slimvit_jax.errors import SlimError
 
-GOLDENS = Path(__file__).parent / "goldens"
-TINY = {"img_size": 28, "patch_size": 7, "embed_dim": 12, "depth": 3, "num_heads": 3, "num_classes": 5}
 LIFE = {"method": "life_regression", "locations": (1, 2), "keep_rate": 0.7}
 FAMILIES = {
     "vit": ("vit", {}),
@@ -29,23 +28,6 @@ FAMILIES = {
 }
 
 
-def build(family="vit", **options):
-    return slim.create_model(family, **(TINY | options))
-
-
-def random_state(model, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.standard_normal(leaf.torch_shape).astype(np.float32) for name, leaf in rules.expected(model).items()
-    }
-
-
-def assert_equal_states(got, want):
-    assert got.keys() == want.keys()
-    for name, array in want.items():
-        assert got[name].dtype == array.dtype and np.array_equal(got[name], array), name
-
-
 def error_of(model, state, **options):
     with pytest.raises(SlimError) as caught:
         from_torch(model, state, **options)
@@ -55,7 +37,7 @@ def error_of(model, state, **options):
 
 def load_golden(case):
     """(model, state dict, arrays) of a golden file."""
-    arrays = np.load(GOLDENS / f"{case}.npz", allow_pickle=False)
+    arrays = np.load(HERE / f"{case}.npz", allow_pickle=False)
     meta = json.loads(str(arrays["meta"]))
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
     options = meta.get("constructor_kwargs") or {name: meta[name] for name in names}

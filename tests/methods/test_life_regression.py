@@ -12,7 +12,7 @@ import pytest
 import slimvit_jax as slim
 from slimvit_jax.ops import life
 
-GOLDEN = Path(__file__).parent / "goldens" / "life_regression.npz"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "life_regression.npz"
 TINY = dict(img_size=12, patch_size=2, embed_dim=24, depth=6, num_heads=2, num_classes=5)
 LOCATIONS = (2, 4, 5)
 

@@ -116,9 +116,10 @@ def test_a_run_of_drawn_rates_and_masks_is_told_as_such(tmp_path):
     facts = write_report(tmp_path, config, result, show=False)
     assert facts["trained_at"] == {"sampled_rates": [0.9, 0.5]}
     told = lambda at: report_text.markdown({**facts, "trained_at": at})
-    assert "in 3 stages at keep rates drawn anew for every image from 0.9, 0.5: dense" in (
-        tmp_path / "report.md"
-    ).read_text()
+    assert (
+        "in 3 stages at keep rates drawn anew for every image from 0.9, 0.5: dense"
+        in (tmp_path / "report.md").read_text()
+    )
     assert "in 3 stages at keep rate 0.7: dense" in told({"keep_rate": 0.7}) and "in 3 stages: dense" in told({})
 
 

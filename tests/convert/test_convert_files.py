@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_convert import FAMILIES, LIFE, TINY, assert_equal_states, build, random_state
+from state_dicts import TINY, assert_equal_states, build, random_state
+from test_convert import FAMILIES, LIFE
 
 from slimvit_jax.cli import convert as command
 from slimvit_jax.convert import from_torch, google, hub, io, load, save, to_torch

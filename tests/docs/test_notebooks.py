@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 #: Lines to shorten, as only the course is of interest here, and what is printed whatever the numbers.
 NOTEBOOKS = {
     "tour": ({"EPOCHS": '{"dense": 1, "slimmed": 1}', "RATES": "(0.5,)"}, "equal: True"),

@@ -12,7 +12,7 @@ from benchmarks import report, study_speed, tables
 from benchmarks.results import Stat, Study, difference, paired, table
 from slimvit_jax import training
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*(ROOT / "docs" / f"{name}.md" for name in ("results", "coverage", "dense")), ROOT / "README.md"]
 
 
