@@ -24,8 +24,8 @@ class Merging(Slimming, kw_only=True):
     """Merges tokens inside layers, and keeps account of what each token is made of.
 
     aux.taps: "owner" (B, P + N) int32, for every original token (prefix tokens first) the position among the tokens at
-    the end of the one that it is part of, -1 where it was dropped; "size" (B, P + n) float32, how much each token
-    counts, of methods that weigh by it. What nobody reads of this is not computed.
+    the end of the one that it is part of, -1 where it was dropped; "owners", the same after every merge; "size"
+    (B, P + n) float32, how much each token counts, of methods that weigh by it. What nobody reads is not computed.
 
     Attributes:
       track_source: tap "source" (B, P + n, P + N) uint8: which original tokens each token at the end is made of.
@@ -54,7 +54,8 @@ class Merging(Slimming, kw_only=True):
         origin = merge.merge_origin(matching, tokens.per_token(tokens.origin, -1))[:, tokens.prefix :]
         owner = merge.merge_owner(matching, tokens.memory["owner"])
         position = tokens.placed(lambda places: merge.merge_patches(matching, places, tokens.memory["size"]))
-        return tokens.replace(x=x, origin=origin, position=position).remember(size=size, owner=owner)
+        tokens = tokens.replace(x=x, origin=origin, position=position).remember(size=size, owner=owner)
+        return tokens.tap("owners", owner)
 
     def finish(self, tokens: Tokens, train: bool) -> Tokens:
         taps = {**tokens.taps, "size": tokens.memory["size"]}

@@ -88,8 +88,8 @@ def groups_of(taps: Mapping[str, Any], prefix: int = 1) -> list[np.ndarray]:
 
     Args:
       taps: of a forward pass; read are "owner" (B, P + N), the last token that each original one is part of, -1 where
-        it was dropped; "clusters", (B, n) per merge, the new token of each; "assignment" (B, k, n) or "assignments"
-        (B, n, k) per merge, the shares of the old tokens in the new ones.
+        it was dropped; without it "owners", the same after every merge; "clusters", (B, n) per merge, the new token of
+        each; "assignment" (B, k, n) or "assignments" (B, n, k) per merge, the shares of the old tokens in the new ones.
       prefix: P.
 
     Returns:
@@ -97,6 +97,8 @@ def groups_of(taps: Mapping[str, Any], prefix: int = 1) -> list[np.ndarray]:
     """
     if "owner" in taps:
         return [np.asarray(taps["owner"])[:, prefix:]]
+    if "owners" in taps:
+        return [np.asarray(owner)[:, prefix:] for owner in taps["owners"]]
     if "clusters" in taps:
         first = taps["clusters"][0]
         held = [jnp.broadcast_to(jnp.arange(first.shape[1]), first.shape)]

@@ -20,8 +20,8 @@ import numpy as np
 from slimvit_jax import fresh
 from slimvit_jax.inference.flops import flops
 
-#: Taps that `reports.pictures.groups_of` reads.
-_GROUPS = ("owner", "clusters", "assignment", "assignments")
+#: Taps that `reports.pictures.groups_of` reads, of every merge.
+_GROUPS = ("owners", "clusters", "assignment", "assignments")
 _TIMED = 5  # runs of every program before the server is ready: their median says which batch size pays
 
 

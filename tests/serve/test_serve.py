@@ -6,6 +6,7 @@ import base64
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -201,6 +202,18 @@ def test_nothing_compiles_once_it_is_ready(client):
         assert len(compiled) == before > 0, "and the listener hears what is compiled"
         found = answers[0].json()
         assert "kept" not in found and [len(set(owner)) for owner in found["groups"]] == [10, 5]
+
+
+@pytest.mark.parametrize("method", ["tome", "atc", "diffrate"])
+def test_groups_are_told_after_every_merge(method):
+    served = served_by(method, (0.5,), (1,))
+    plan = served.engine.budgets["0.5"].model.slim.plan
+    left = [after for before, after in zip(plan.attention, plan.mlp, strict=True) if after < before]
+    with client_of(served) as client:
+        groups = client.post("/classify", content=image_file()).json()["groups"]
+    assert [len({one for one in owner if one >= 0}) for owner in groups] == left and len(left) > 1
+    for before, after in itertools.pairwise(groups):  # what is one token stays one
+        assert len({pair for pair in zip(before, after, strict=True) if pair[1] >= 0}) <= len(set(before))
 
 
 def test_starting_is_said_until_it_is_done(client):

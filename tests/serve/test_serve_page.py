@@ -106,4 +106,20 @@ def test_merged_patches_show_what_they_are_part_of(page, tmp_path):
         assert not find(page, "#range")[0].is_displayed(), "one budget, no slider"
         choose(page, tmp_path, image_file())
         captions = texts(page, "#stages figcaption")
-        assert captions[:3] == ["Image all 20", "Merge 1 10 of 20", "Merge 2 5 of 20"]
+        assert captions[:3] == ["Layer 1 all 20", "Layer 2 10 of 20", "Layers 3–4 5 of 20"]
+
+
+def test_patches_merged_inside_layers_show_what_every_layer_takes_in(page, tmp_path):
+    """ToMe merges between attention and MLP of every layer: what the last one merges is there at the end alone."""
+    with open_page(page, served_by("tome", (0.5,), (1,))) as address:
+        wait_for(lambda: texts(page, "#title") == ["a tiny tome"])
+        data = image_file()
+        choose(page, tmp_path, data)
+        found = answer_on(request(address, data, path="/classify"))[1]
+        left = [len(set(owner)) for owner in found["groups"]]
+        assert left[:-1] == found["token_counts"][1:] and left[-1] < left[-2]
+        heads = ["Layer 1", "Layer 2", "Layer 3", "Layer 4", "At the end"]
+        captions = [f"{head} {count} of 20" for head, count in zip(heads, [20, *left], strict=True)]
+        assert texts(page, "#stages figcaption") == [captions[0].replace("20 of", "all"), *captions[1:]]
+        whole = page.execute_script("return shown.results[0].groups")
+        assert whole == found["groups"]
