@@ -15,6 +15,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "figures/ into its folder, as training does at its end.",
     )
     parser.add_argument("--workdir", required=True, metavar="RUN", help="a training run, done wholly or in part")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the run's images are now, if not where they were")
     parser.set_defaults(run=run)
     return parser
 
@@ -25,5 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from slimvit_jax.reports.report import write_report
 
     found = open_run(args.workdir)
+    if args.data_dir is not None:
+        found.config.data.data_dir = args.data_dir
     write_report(found.path, found.config, found.result())
     return 0

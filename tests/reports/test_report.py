@@ -172,6 +172,12 @@ def test_a_run_on_names_of_all_kinds(tmp_path, capsys):
     assert r"caf\xe9" in said and "a$_{b$" in said and r"ph\xff [copy]3.png" in said
     assert len(list((tmp_path / "out").iterdir())) == 4
 
+    (tmp_path / "data").rename(tmp_path / "moved")
+    (run / "report.md").unlink()
+    assert main(["report", f"--workdir={run}"]) == 2 and str(tmp_path / "data") in capsys.readouterr().err
+    assert main(["report", f"--workdir={run}", f"--data-dir={tmp_path / 'moved'}"]) == 0
+    assert (run / "report.md").exists() and json.loads((run / "report.json").read_text())["rows"][0]["count"] == 12
+
 
 def test_words_claim_only_what_two_standard_errors_carry(written):
     facts = written[1]
