@@ -3,11 +3,11 @@
     python -m benchmarks.budget --config=configs/study_photos.py --out=results/budget/photos.jsonl --speedup 1.5 \
         --methods tome,life_regression --config.data.data_dir=IMAGES --config.init.path=FILE
 
-The cost of a layer is measured once. Then every method's counts are searched on every calibration set, drawn from the
-training images by its seed, and what was found is looked at on held-out images, beside schedules made by hand of the
-same predicted cost. Last, the models found are timed in turns with the dense one and those made by hand. Everything
-that was measured or looked at is added to the file as it comes, and what is there is not done again: --minutes ends a
-run early, the same command goes on.
+The cost of a layer is measured once. Then every method's counts are searched on every calibration set, drawn by its
+seed, as `slim.fit_budget` does: from the schedule made by hand that is best on the set. What was found is looked at on
+held-out images, beside schedules made by hand of the same predicted cost. Last, the models found are timed in turns
+with the dense one and those made by hand. Everything that was measured is added to the file as it comes, and what is
+there is not done again: --minutes ends a run early, the same command goes on.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from benchmarks.results import table
 from slimvit_jax import training
 from slimvit_jax.budget.bench import Bench
 from slimvit_jax.budget.cost import Clock, CostModel, measure
-from slimvit_jax.budget.fit import LIVES, families_of, shapes_of
+from slimvit_jax.budget.fit import LIVES, SCREENED, families_of, shapes_of
 from slimvit_jax.budget.layerwise import Layerwise, Programs
+from slimvit_jax.budget.race import Race
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training import build
+
+#: Family, shape and counts.
+Schedule = tuple[str, str, tuple[int, ...]]
 
 
 class Enough(Exception):
@@ -63,8 +67,7 @@ class Ledger:
             self.rows.append(found)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
-            if not what.startswith("seen/"):
-                print(what, {k: v for k, v in found.items() if k not in ("what", "lost", "machine")}, flush=True)
+            print(what, {k: v for k, v in found.items() if k not in ("what", "lost", "machine")}, flush=True)
         return found
 
 
@@ -83,8 +86,7 @@ class Study:
     def _cost(self) -> CostModel:
         def make() -> dict[str, Any]:
             cost = measure(self.model, self.variables, self.clock)
-            none = np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
-            bench = Bench(self.model, self.variables, self._layers(none), cost, self.families)
+            bench = Bench(self.model, self.variables, self._layers(self._none()), cost, self.families)
             bench.learn_extra(list(self.families), self.shapes(), cost.dense / self.args.speedup, self.clock, print)
             cost = bench.cost
             facts = {"fixed": cost.fixed, "layer": cost.layer, "extra": cost.extra, "measured": cost.measured}
@@ -99,80 +101,91 @@ class Study:
         """Schedules made by hand."""
         return {name: shape for name, shape in shapes_of(self.model, None, np.zeros(0)).items() if name != LIVES}
 
+    def _none(self) -> np.ndarray:
+        return np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
+
     def _layers(self, images: np.ndarray) -> Layerwise:
         return Layerwise(self.model, self.variables, images, programs=self.programs)
 
-    def bench(self, split: str, seed: int | None = None, count: int = 0) -> Bench:
-        """On `count` images of a split drawn by a seed; on all of them for None."""
+    def images(self, split: str, seed: int | None = None, count: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """`count` images of a split drawn by a seed, all of them for None, and their labels."""
         source, prepare = build.build_source(self.config, split), build.build_preprocess(self.config)
         chosen = np.arange(len(source))
         if seed is not None:
             chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:count])
         records = [source[int(index)] for index in chosen]
         images = np.stack([prepare(record["image"], record["name"]) for record in records])
-        labels = np.asarray([record["label"] for record in records])
+        return images, np.asarray([record["label"] for record in records])
+
+    def bench(self, images: np.ndarray, labels: np.ndarray | None = None) -> Bench:
+        """On these images."""
         return Bench(self.model, self.variables, self._layers(images), self.cost, self.families, labels)
 
-    def searches(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    def searches(self) -> Iterator[Schedule]:
         """(family, "found N", counts) of every search."""
         for seed in self.args.seeds:
-            bench = None
+            whole: Any = None
             for name in self.families:
                 if self.args.searched and self.families[name].method.method not in self.args.searched:
                     continue
                 what = f"search/{seed}/{name}"
-                if not any(row["what"] == what for row in self.ledger.rows):
-                    bench = bench or self._remembering(self.bench(self.args.split, seed, self.args.images), seed)
-                make = lambda bench=bench, name=name: self._search(bench, name)
+                if whole is None and not any(row["what"] == what for row in self.ledger.rows):
+                    images = self.images(self.args.split, seed, self.args.images)[0]
+                    whole = images, self.bench(images)
+                make = lambda whole=whole, name=name: self._search(name, *whole)
                 yield name, f"found {seed}", tuple(self.ledger.get(what, make)["counts"])
 
-    def _search(self, bench: Any, name: str) -> dict[str, Any]:
-        began = time.perf_counter()
-        counts, value = bench.search(name, self.shapes(), self.limit, self.args.evaluations, print)
-        return {"counts": counts, "disagreement": value, "seconds": time.perf_counter() - began}
+    def _search(self, name: str, images: np.ndarray, whole: Bench) -> dict[str, Any]:
+        """What was found; disagreement and its standard error on all images of the set, against the best by hand."""
+        began = time.process_time()
+        few = self.bench(images[:: max(1, len(images) // SCREENED)])
+        rows = [few.row(name, shape, counts) for own, shape, counts in self.by_hand() if own == name]
+        start = min(rows, key=lambda row: row.disagreement)
+        race = Race.of(whole, images, {name: start.counts}, self.args.search_images)
+        counts = race.search(name, start.counts, self.limit, self.args.evaluations, print)
+        lost, before = (whole.lost(name, each) for each in (counts, start.counts))
+        gain, error = (before - lost).mean(), (before - lost).std() / len(lost) ** 0.5
+        return {
+            "counts": counts,
+            "start": start.shape,
+            "started": {row.shape: row.disagreement for row in rows},
+            "disagreement": float(lost.mean()),
+            "gain": [float(gain), float(error)],
+            "sample": [race.value(name, each) for each in (start.counts, counts)],
+            "schedules": race.parts[0].evaluations,
+            "cpu_seconds": time.process_time() - began,
+        }
 
-    def _remembering(self, bench: Bench, seed: int) -> Bench:
-        look = bench.disagreement
-
-        def disagreement(name: str, counts: tuple[int, ...]) -> float:
-            what = f"seen/{seed}/{name}/{'-'.join(map(str, counts))}"
-            return float(self.ledger.get(what, lambda: {"value": look(name, counts)})["value"])
-
-        bench.disagreement = disagreement  # type: ignore[method-assign]
-        return bench
-
-    def by_hand(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    def by_hand(self) -> Iterator[Schedule]:
         """(family, shape, counts), at the same cost."""
-        none = np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
-        bench = Bench(self.model, self.variables, self._layers(none), self.cost, self.families)
+        bench = self.bench(self._none())
         for name in self.families:
             for shape, own in self.shapes().items():
                 counts = bench.fitted(name, own, self.limit, step=1)
                 if counts is not None:
                     yield name, shape, counts
 
-    def held_out(self, schedules: list[tuple[str, str, tuple[int, ...]]]) -> None:
+    def held_out(self, schedules: list[Schedule]) -> None:
         """A row per schedule: what it loses on every held-out image."""
         bench = None
         for name, shape, counts in schedules:
             what = f"held/{name}/{shape}"
             if not any(row["what"] == what for row in self.ledger.rows):
-                bench = bench or self.bench(self.args.held_out)
+                bench = bench or self.bench(*self.images(self.args.held_out))
             make = lambda bench=bench, name=name, shape=shape, counts=counts: self._row(bench, name, shape, counts)
             self.ledger.get(what, make)
 
     def _row(self, bench: Any, name: str, shape: str, counts: tuple[int, ...]) -> dict[str, Any]:
         row = bench.row(name, shape, counts)
-        lost = bench.images.disagreement(bench.images.outputs(None), bench.outputs(name, counts))
+        lost = bench.lost(name, counts)
         facts = {"counts": counts, "predicted_ms": row.predicted_ms, "accuracy": row.accuracy}
         return {"family": name, "shape": shape, **facts, "lost": [round(1e6 * x) for x in lost.tolist()]}
 
-    def timed(self, schedules: list[tuple[str, str, tuple[int, ...]]]) -> None:
+    def timed(self, schedules: list[Schedule]) -> None:
         """Real milliseconds of the best few, in turns."""
 
         def make() -> dict[str, Any]:
-            none = np.zeros((1, *self.model.img_size, self.model.in_chans), np.float32)
-            bench = Bench(self.model, self.variables, self._layers(none), self.cost, self.families)
+            bench = self.bench(self._none())
             models = {f"{name}/{shape}": self.families[name].at(counts) for name, shape, counts in schedules}
             return {"ms": bench.times(models, self.clock), "asked": self.limit, "machine": describe_machine()}
 
@@ -237,9 +250,10 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     add("--searched", type=listed(str), default=[], metavar="NAME,...", help="of these; the others by hand alone")
     add("--seeds", type=listed(int), default=[0, 1, 2], metavar="S,...", help="of the calibration sets")
     add("--split", default="train", metavar="SPLIT", help="where they are drawn from")
-    add("--images", type=int, default=64, metavar="N", help="images in each")
+    add("--images", type=int, default=256, metavar="N", help="images in each")
+    add("--search-images", type=int, default=64, metavar="N", help="of these, those that say most")
     add("--held-out", default="val", metavar="SPLIT")
-    add("--evaluations", type=int, default=80, metavar="N", help="schedules per search")
+    add("--evaluations", type=int, default=60, metavar="N", help="schedules per search")
     add("--batch-size", type=int, default=1, metavar="B", help="whose latency counts")
     add("--rounds", type=int, default=7, metavar="N", help="samples of every time")
     add("--minutes", type=float, default=1e6, metavar="M")

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from slimvit_jax.budget import schedules
 from slimvit_jax.budget.cost import Clock, CostModel
 from slimvit_jax.budget.layerwise import Family, Layerwise
 from slimvit_jax.budget.schedules import Counts, Shape
-from slimvit_jax.budget.search import descend
 from slimvit_jax.inference.evaluate import Inference, measure_speed
 from slimvit_jax.plan import Plan
 from slimvit_jax.slimming import Slimming
@@ -24,6 +22,8 @@ from slimvit_jax.slimming import Slimming
 Say = Callable[[str], None]
 #: How far the measured time may be from the target before the counts are scaled again.
 CLOSE = 0.01
+#: Counts are looked at in so many steps: few, so that programs are shared.
+STEPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Bench:
         self.model, self.variables, self.images, self.cost, self.families = model, variables, images, cost, families
         self.labels = None if labels is None else np.asarray(labels)
         self.patches, self.evaluations = model.geometry.num_patches, 0
-        self.step = max(1, self.patches // 16)
+        self.step = max(1, self.patches // STEPS)
         self._dense = images.outputs(None)
         self._known: dict[tuple[str, Counts], np.ndarray] = {}
         self._timed: Inference | None = None
         self._plans: dict[tuple[str, Counts], Plan] = {}
 
-    def on(self, images: Layerwise, labels: Any) -> Bench:
+    def on(self, images: Layerwise, labels: Any = None) -> Bench:
         """The same on other images."""
         return Bench(self.model, self.variables, images, self.cost, self.families, labels)
 
@@ -91,13 +91,17 @@ class Bench:
             self._known[name, counts] = self.images.outputs(self.families[name], counts)
         return self._known[name, counts]
 
+    def lost(self, name: str, counts: Counts) -> np.ndarray:
+        """(n,) what each image disagrees by."""
+        return self.images.disagreement(self._dense, self.outputs(name, counts))
+
     def disagreement(self, name: str, counts: Counts) -> float:
         """Mean over the images."""
-        return float(self.images.disagreement(self._dense, self.outputs(name, counts)).mean())
+        return float(self.lost(name, counts).mean())
 
     def row(self, name: str, shape: str, counts: Counts) -> Row:
         """What is told of a schedule."""
-        lost = self.images.disagreement(self._dense, self.outputs(name, counts))
+        lost = self.lost(name, counts)
         error = float(lost.std() / math.sqrt(len(lost)))
         right = None
         if self.labels is not None and self.model.num_classes:
@@ -117,27 +121,6 @@ class Bench:
         """Of all shapes the counts that disagree least."""
         made = {self.fitted(name, shape, limit) for shape in shapes.values()} - {None}
         return min(((c, self.disagreement(name, c)) for c in made if c), key=lambda pair: pair[1], default=None)
-
-    def search(
-        self, name: str, shapes: Mapping[str, list[Shape]], limit: float, most: int, say: Say
-    ) -> tuple[Counts, float] | None:
-        """The best counts of a family."""
-        start = self.best(name, shapes, limit)
-        if start is None:
-            return None
-        told = [time.perf_counter()]
-
-        def progress(done: int, value: float) -> None:
-            if time.perf_counter() - told[0] > 5:
-                told[0] = time.perf_counter()
-                say(f"  {name}: {done} schedules of at most {most}, {value:.4g}")
-
-        say(f"searches {name}, from {start[1]:.4g}")
-        cost, lost = functools.partial(self.ms, name), functools.partial(self.disagreement, name)
-        fewest = self.families[name].method.fewest
-        counts, value, done = descend(start[0], self.patches, cost, lost, limit, fewest, self.step, most, progress)
-        say(f"  {name}: {value:.4g} after {done} schedules")
-        return counts, value
 
     def times(self, methods: Mapping[Any, Slimming], clock: Clock) -> dict[Any, float]:
         """Milliseconds of a batch of each, where the dense model takes what the cost model says."""

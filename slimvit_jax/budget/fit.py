@@ -16,6 +16,7 @@ from slimvit_jax.budget import schedules
 from slimvit_jax.budget.bench import Bench, Row, Say
 from slimvit_jax.budget.cost import Clock, CostModel, measure
 from slimvit_jax.budget.layerwise import Family, Layerwise
+from slimvit_jax.budget.race import Race
 from slimvit_jax.budget.schedules import Counts, Shape
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.methods import METHODS
@@ -30,6 +31,8 @@ USUAL = ("tome", "life_regression", "topk", "diffrate", "pitome")
 FRONT = (1.2, 1.4, 1.7, 2.0)
 #: Of the schedules to begin with, the one that is not made by hand.
 LIVES = "lives of the data"
+#: Images that all methods are compared on; the best few are compared on all images.
+SCREENED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Budget:
       target_ms, dense_ms, ms: milliseconds of one batch: asked for, of the dense model, and measured with `options`;
         the last two timed in turns.
       measure: what disagreement is: "KL" of the softmaxed logits, or "1 - cosine" of the features.
-      found: the schedule on all images.
+      found: the schedule on all images; where none that was found is better than those made by hand, the best of these.
       by_hand: schedules made by hand of the same predicted cost, on all images, the best first.
       front: these and the found shape at other speeds, on the images of the search.
       cost: the cost model.
@@ -117,7 +120,7 @@ def tune(
     labels: Any = None,
     search_images: int = 64,
     finalists: int = 2,
-    evaluations: int = 120,
+    evaluations: int = 60,
     front: Sequence[float] = FRONT,
     rounds: int = 7,
     seconds: float = 0.15,
@@ -130,7 +133,8 @@ def tune(
       methods: names to try in place of the usual ones; "all": all that need no training. For a model without a method.
       batch_size: images per batch whose latency counts.
       labels: (n,) class indices, for the accuracies of the table; the search does not see them.
-      search_images: how many of the images the search looks at; the result is told on all of them.
+      search_images: how many of the images the search looks at, those that say most (`race.drawn`); what it finds is
+        compared with the schedules made by hand on all images, and the best of all is taken.
       finalists: methods whose counts are searched, the best at schedules made by hand.
       evaluations: schedules looked at per finalist.
       front: further speedups to look at, for the picture.
@@ -148,8 +152,8 @@ def tune(
     images = _images(model, images)
     if labels is not None and len(labels) != len(images):
         raise SlimError(f"{len(labels)} labels for {len(images)} images")
-    part = np.linspace(0, len(images) - 1, min(search_images, len(images))).round().astype(int)
-    small = Layerwise(model, variables, images[part])
+    few = np.linspace(0, len(images) - 1, min(SCREENED, len(images))).round().astype(int)
+    small = Layerwise(model, variables, images[few])
     cost = measure(model, variables, clock, say)
     dense_ms = cost.dense
     limit = dense_ms / speedup if speedup is not None else target
@@ -157,7 +161,7 @@ def tune(
         raise SlimError(f"target of {limit:.4g} ms: the dense model takes {dense_ms:.4g} ms; nothing is to be dropped")
     say(f"dense: {dense_ms:.2f} ms a batch of {batch_size}; target {limit:.2f} ms, {dense_ms / limit:.2f} x as fast")
     bench = Bench(model, variables, small, cost, families)
-    shapes = shapes_of(model, variables, images[part])
+    shapes = shapes_of(model, variables, images[few])
 
     say("compares methods at schedules made by hand")
     starts = ((name, bench.best(name, shapes, limit)) for name in families)
@@ -171,20 +175,23 @@ def tune(
     chosen = ranked[:finalists]
     say(f"times {len(chosen)} methods")
     bench.learn_extra(chosen, shapes, limit, clock, say)
-    searched = ((name, bench.search(name, shapes, limit, evaluations, say)) for name in chosen)
-    results = {name: result for name, result in searched if result is not None}
-    if not results:
-        raise SlimError(f"target of {limit:.4g} ms: no method here is that fast")
-    name = min(results, key=lambda name: results[name][1])
-    counts, ms = bench.meet(name, results[name][0], limit, clock, say)
-
     say(f"looks at all {len(images)} images")
-    whole = Layerwise(model, variables, images, programs=small.programs) if len(images) > len(part) else small
-    final = bench.on(whole, labels)
+    final = bench.on(Layerwise(model, variables, images, programs=small.programs), labels)
+    by_hand = _by_hand(bench, final, chosen, shapes, limit)
+    if not by_hand:
+        raise SlimError(f"target of {limit:.4g} ms: no method here is that fast")
+    starts = {row.family: row.counts for row in reversed(by_hand)}
+    race, results = Race.of(final, images, starts, search_images), list(by_hand)
+    for name, start in starts.items():
+        counts = race.search(name, start, limit, evaluations, say)
+        results += [final.row(name, "found", counts)] if counts != start else []
+    best = min(results, key=lambda row: row.disagreement)
+    if best.shape != "found":
+        say(f"nothing found is better than {best.shape} on all images")
+    name = best.family
+    counts, ms = bench.meet(name, best.counts, limit, clock, say)
     found = final.row(name, "found", counts)
-    hand = {(n, s): bench.fitted(n, shapes[s], limit, step=1) for n in chosen for s in shapes if s != LIVES}
-    rows = [final.row(n, s, c) for (n, s), c in hand.items() if c is not None]
-    rows.sort(key=lambda row: row.disagreement)
+    rows = [row for row in by_hand if row.shape != LIVES]
     say("looks at other speeds")
     points = _front(bench, name, counts, rows, shapes, [dense_ms / s for s in front] + [limit])
     method = families[name].at(counts)
@@ -206,10 +213,19 @@ def tune(
         tuple(rows),
         tuple(points),
         bench.cost,
-        bench.evaluations,
+        bench.evaluations + final.evaluations + race.parts[0].evaluations,
         small.programs.compiled,
         seconds,
     )
+
+
+def _by_hand(
+    bench: Bench, final: Bench, names: Sequence[str], shapes: Mapping[str, list[Shape]], limit: float
+) -> list[Row]:
+    """Rows on all images, the best first: of each method the schedules to begin with."""
+    made = {(name, shape): bench.fitted(name, own, limit, step=1) for name in names for shape, own in shapes.items()}
+    rows = [final.row(name, shape, counts) for (name, shape), counts in made.items() if counts is not None]
+    return sorted(rows, key=lambda row: row.disagreement)
 
 
 def check_target(target_ms: Any, speedup: Any) -> float:

@@ -1,4 +1,4 @@
-"""Coordinate descent over the counts of the layers, at equal cost: a pure function of what costs and what disagrees."""
+"""Coordinate descent over the counts of the layers, at equal cost: a pure function of what costs and what is better."""
 
 from __future__ import annotations
 
@@ -6,55 +6,57 @@ from collections.abc import Callable, Iterator, Sequence
 
 from slimvit_jax.budget.schedules import Cost, Counts, Fewest, allowed, fitted
 
-Disagreement = Callable[[Counts], float]
+#: Whether the first counts are to take the place of the second.
+Better = Callable[[Counts, Counts], bool]
 
 
 def descend(
     start: Counts,
     patches: int,
     cost: Cost,
-    disagreement: Disagreement,
+    better: Better,
     limit: float,
     fewest: Fewest,
     step: int,
     most: int,
-    progress: Callable[[int, float], None] | None = None,
-) -> tuple[Counts, float, int]:
-    """Counts that cost no more than `limit` and disagree less than `start`.
+    progress: Callable[[int, Counts], None] | None = None,
+) -> tuple[Counts, int]:
+    """Counts that cost no more than `limit` and are better than `start`, or `start`.
 
     One coordinate at a time, from the last layer to the first, a layer leaves some patches more or fewer and the layers
-    behind it make up for the cost (`neighbours`); what disagrees less is taken. The layers in front stay as they are,
-    so that whoever evaluates can go on from what they gave. The stride halves when a sweep finds nothing, from an
-    eighth of the patches down to `step`.
+    behind it make up for the cost (`neighbours`); what is better is taken. The layers in front stay as they are, so
+    that whoever evaluates can go on from what they gave. The stride halves when a sweep finds nothing, from an eighth
+    of the patches down to `step`.
 
     Args:
-      start: the first counts, of cost at most `limit`.
+      start: the first counts, of cost at most `limit`; they need not be multiples of `step`.
       patches: N, what the first layer takes in.
-      cost, disagreement: of counts; the lower the better.
+      cost: of counts.
+      better: whether its first counts are to take the place of its second.
       limit: the most that counts may cost.
       fewest: of `allowed`.
-      step: counts are multiples of it.
-      most: evaluations of `disagreement` at most.
-      progress: called with the evaluations so far and the least disagreement.
+      step: counts that change become multiples of it.
+      most: calls of `better` at most.
+      progress: called with the calls so far and the best counts.
 
     Returns:
-      (counts, their disagreement, evaluations).
+      (counts, calls).
     """
-    best, value, seen = start, disagreement(start), {start}
+    best, seen = start, {start}
     stride = max(1, patches // 8 // step)
-    while stride and len(seen) < most:
+    while stride and len(seen) <= most:
         found = False
         for layer in range(len(start), 0, -1):
             for candidate in neighbours(best, layer, stride * step, patches, cost, limit, fewest, step):
-                if candidate in seen or len(seen) >= most:
+                if candidate in seen or len(seen) > most:
                     continue
                 seen.add(candidate)
-                if (new := disagreement(candidate)) < value:
-                    best, value, found = candidate, new, True
+                if better(candidate, best):
+                    best, found = candidate, True
                 if progress is not None:
-                    progress(len(seen), value)
+                    progress(len(seen) - 1, best)
         stride = stride if found and stride > 1 else stride // 2
-    return best, value, len(seen)
+    return best, len(seen) - 1
 
 
 def neighbours(
@@ -67,17 +69,18 @@ def neighbours(
     """
     front, here, tail = counts[: layer - 1], counts[layer - 1], counts[layer:]
     before = front[-1] if front else patches
+    behind = lambda at, held: fewest(at + len(front), held)
+    made = lambda wanted: (*front, *allowed(wanted[len(front) :], before, behind, step))
     for wanted in (here - change, here + change):
         here_now = min(max(wanted, 1), before)
         if here_now == here:
             continue
-        made = lambda counts: allowed(counts, patches, fewest, step)
         drops = [here - n for n in tail]
         ramp = list(range(1, len(tail) + 1))
         shapes = [drops, ramp] if any(drops) and drops != ramp else [ramp]
         for offsets in shapes:
             found = fitted(_behind(front, here_now, offsets, patches), cost, limit, made)
-            if found is not None and found[: layer - 1] == front and found != counts:
+            if found is not None and found != counts:
                 yield found
 
 

@@ -37,8 +37,20 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--images", metavar="DIR", help="images without labels, in any folders; else --data or the run's"
     )
     parser.add_argument("--limit", type=common.positive, default=256, metavar="N", help="images (default: %(default)s)")
-    parser.add_argument("--search-images", type=common.positive, default=64, metavar="N", help="default: %(default)s")
-    parser.add_argument("--evaluations", type=common.positive, default=120, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--search-images",
+        type=common.positive,
+        default=64,
+        metavar="N",
+        help="of these, those that say most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--evaluations",
+        type=common.positive,
+        default=60,
+        metavar="N",
+        help="schedules per method (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice of images")
     parser.add_argument("--out", metavar="DIR", default="tuned", help="where the files go (default: %(default)s)")
     common.add_image_arguments(parser, batch_size=1)

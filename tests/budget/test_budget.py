@@ -12,6 +12,7 @@ from slimvit_jax.__main__ import main
 from slimvit_jax.budget import schedules, tune
 from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
 from slimvit_jax.budget.layerwise import Family, Layerwise, divergence, turned
+from slimvit_jax.budget.race import Race, drawn
 from slimvit_jax.budget.search import descend, neighbours
 from slimvit_jax.methods import METHODS
 from slimvit_jax.plan import Geometry, Plan
@@ -91,21 +92,70 @@ def test_the_search_finds_a_planted_optimum_without_going_over_the_cost():
     harm = lambda counts: float(weights @ np.square(-np.diff([patches, *counts]))) / 1e4
     start = schedules.fitted(schedules.even(patches, depth), cost, 0.7, lambda w: schedules.allowed(w, patches, ANY, 2))
     told = []
-    counts, value, seen = descend(
-        start, patches, cost, harm, 0.7, ANY, 2, 400, lambda done, value: told.append((done, value))
+    better = lambda new, old: harm(new) < harm(old)
+    counts, seen = descend(
+        start, patches, cost, better, 0.7, ANY, 2, 400, lambda done, best: told.append((done, harm(best)))
     )
     drops = -np.diff([patches, *counts])
-    assert value == harm(counts) < 0.5 * harm(start) and cost(counts) <= 0.7
+    assert harm(counts) < 0.5 * harm(start) and cost(counts) <= 0.7
     assert set(np.argsort(drops)[-2:]) == {2, 5}
     assert seen <= 400 and [v for _, v in told] == sorted((v for _, v in told), reverse=True)
+    assert descend(start, patches, cost, lambda new, old: False, 0.7, ANY, 2, 400)[0] == start
+    assert descend(start, patches, cost, better, 0.7, ANY, 2, 7)[1] == 7
 
 
 def test_neighbours_keep_the_layers_in_front_and_the_cost():
     cost = lambda counts: sum(counts) / (6 * 60)
-    counts = (60, 52, 44, 36, 28, 20)
+    counts = (60, 51, 44, 36, 28, 20)  # what stays need not be a multiple of the step
     found = list(neighbours(counts, 3, 8, 60, cost, cost(counts), lambda layer, n: (n + 1) // 2, 2))
     assert found and all(other[:2] == counts[:2] and other[2] != counts[2] for other in found)
     assert all(cost(counts) - 0.03 < cost(other) <= cost(counts) for other in found)
+
+
+@pytest.mark.parametrize("count", [10, 60])
+def test_the_mean_of_drawn_images_is_that_of_all_without_bias(count):
+    """And where the images drawn often are those that differ, nearer to it than that of as many drawn evenly."""
+    random = np.random.default_rng(0)
+    expected = random.exponential(size=200) ** 3
+    actual = expected * random.uniform(0.5, 1.5, size=200)
+    drawn_ones = [drawn(expected, count, seed) for seed in range(300)]
+    assert all(len(np.unique(chosen)) == count for chosen, _ in drawn_ones)
+    means = np.array([weights @ actual[chosen] for chosen, weights in drawn_ones])
+    evenly = [actual[random.permutation(200)[:count]].mean() for _ in range(300)]
+    assert means.mean() == pytest.approx(actual.mean(), abs=4 * means.std() / 300**0.5)
+    assert means.std() < 0.5 * np.std(evenly)
+
+
+def test_all_images_weigh_the_same():
+    chosen, weights = drawn(np.arange(5.0), 9)
+    assert sorted(chosen) == [0, 1, 2, 3, 4] and weights == pytest.approx([0.2] * 5)
+    assert len(drawn(np.zeros(5), 3)[0]) == 3
+
+
+class _Told:
+    """A bench whose images disagree as told, and that counts what it is asked."""
+
+    def __init__(self, lost):
+        self._lost, self.asked = lost, 0
+
+    def lost(self, name, counts):
+        self.asked += 1
+        return np.asarray(self._lost[counts], float)
+
+
+def test_a_gain_counts_if_it_is_above_its_error_and_what_is_behind_is_given_up():
+    old, new, noisy, worse = (4,), (3,), (2,), (1,)
+    parts = [
+        _Told({old: [5, 5], new: [4, 4.2], noisy: [3, 6], worse: [5, 6]}),
+        _Told({old: [5, 5], new: [4, 4], noisy: [5, 5], worse: [0, 0]}),
+    ]
+    race = Race(parts, [np.full(2, 0.25)] * 2)
+    assert race.better("m", new, old) and not race.better("m", new, new)
+    assert not race.better("m", noisy, old), "it gains 1 of 20, with an error of more"
+    assert Race(parts, race.weights, margin=0.0).better("m", noisy, old)
+    asked = parts[1].asked
+    assert not race.better("m", worse, old) and parts[1].asked == asked
+    assert race.value("m", new) == pytest.approx(4.05)
 
 
 # Agreement ------------------------------------------------------------------------------------------------------------
