@@ -180,9 +180,9 @@ def tune(
     by_hand = _by_hand(bench, final, chosen, shapes, limit)
     if not by_hand:
         raise SlimError(f"target of {limit:.4g} ms: no method here is that fast")
-    starts = {row.family: row.counts for row in reversed(by_hand)}
-    race, results = Race.of(final, images, starts, search_images), list(by_hand)
-    for name, start in starts.items():
+    best_by_hand = {row.family: row.counts for row in reversed(by_hand)}
+    race, results = Race.of(final, images, best_by_hand, search_images), list(by_hand)
+    for name, start in best_by_hand.items():
         counts = race.search(name, start, limit, evaluations, say)
         results += [final.row(name, "found", counts)] if counts != start else []
     best = min(results, key=lambda row: row.disagreement)

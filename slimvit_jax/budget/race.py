@@ -8,6 +8,7 @@ which estimates the mean over all images without bias (Horvitz and Thompson, 195
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -88,7 +89,7 @@ class Race:
             total, square = total + float(gain.sum()), square + float(np.square(gain).sum())
             if total <= 0:
                 return False
-        return total > self.margin * square**0.5
+        return total > self.margin * math.sqrt(square)
 
     def value(self, name: str, counts: Counts) -> float:
         """The estimate of what the schedule disagrees by, over all images."""
