@@ -194,14 +194,11 @@ def tune(
     rows = [row for row in by_hand if row.shape != LIVES]
     say("looks at other speeds")
     points = _front(bench, name, counts, rows, shapes, [dense_ms / s for s in front] + [limit])
-    method = families[name].at(counts)
-    defaults = {f.name: f.default for f in dataclasses.fields(type(method))}
-    options = {k: v for k, v in method.options().items() if v != defaults[k]}
     seconds = time.perf_counter() - began
     kind = "KL" if model.num_classes else "1 - cosine"
     say(f"found in {seconds:.0f} s: {name}, {ms:.2f} ms, {kind} {found.disagreement:.4g}")
     return Budget(
-        {"method": method.method, **options},
+        families[name].options(counts),
         counts,
         limit,
         dense_ms,

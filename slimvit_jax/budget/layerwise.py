@@ -10,6 +10,7 @@ in its later layers begins there. No count is padded: every schedule computes ex
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,12 @@ class Family(NamedTuple):
         if left != tuple(counts):
             raise SlimError(f"{self.name}: told to leave {tuple(counts)} patches, it leaves {left}")
         return made
+
+    def options(self, counts: Counts) -> dict[str, Any]:
+        """Keywords of `create_model` for the method at these counts, without those that are what they are anyway."""
+        made = self.at(counts)
+        defaults = {field.name: field.default for field in dataclasses.fields(made)}
+        return {"method": made.method} | {k: v for k, v in made.options().items() if v != defaults[k]}
 
 
 class _Layer(nn.Module):

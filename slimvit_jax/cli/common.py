@@ -142,6 +142,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not (text.isdecimal() and text.isascii()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Comma-separated numbers, for argparse."""
     try:

@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="schedules per method (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the choice of images")
+    parser.add_argument("--seed", type=common.natural, default=0, metavar="S", help="of the choice of images")
     parser.add_argument("--out", metavar="DIR", default="tuned", help="where the files go (default: %(default)s)")
     common.add_image_arguments(parser, batch_size=1)
     parser.set_defaults(run=run)

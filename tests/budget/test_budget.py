@@ -1,7 +1,8 @@
 """Token counts for a latency: the cost model, the search on synthetic costs, and one run from end to end."""
 
-import dataclasses
-import importlib.util
+import argparse
+import threading
+import types
 
 import jax
 import numpy as np
@@ -11,11 +12,17 @@ import slimvit_jax as slim
 from slimvit_jax.__main__ import main
 from slimvit_jax.budget import schedules, tune
 from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
+from slimvit_jax.budget.fit import USUAL, families_of
 from slimvit_jax.budget.layerwise import Family, Layerwise, divergence, turned
 from slimvit_jax.budget.race import Race, drawn
 from slimvit_jax.budget.search import descend, neighbours
+from slimvit_jax.cli import serve as serve_command
+from slimvit_jax.cli import tune as tune_command
+from slimvit_jax.cli.common import open_target
 from slimvit_jax.methods import METHODS
 from slimvit_jax.plan import Geometry, Plan
+from slimvit_jax.serve.engine import Engine
+from slimvit_jax.training import build, load_config
 
 GEOMETRY = Geometry(grid=(16, 16), depth=12, dim=384, heads=6, mlp_hidden=1536)
 ANY = lambda layer, patches: 1
@@ -260,32 +267,46 @@ def test_methods_that_cannot_be_told_counts_are_refused(dense):
         tune(own, variables, images, speedup=1.5)
 
 
-def test_a_config_of_tune_is_a_config(tmp_path):
-    from slimvit_jax.cli import tune as command
-    from slimvit_jax.cli.common import of_config
-    from slimvit_jax.training import load_config
+@pytest.mark.parametrize("name", USUAL)
+def test_a_config_of_tune_is_one_to_train_evaluate_export_and_serve(dense, tmp_path, name):
+    model, variables, images = dense
+    family = next(iter(families_of(model, name).values()))
+    counts = schedules.allowed((30, 24, 12), 36, family.method.fewest)
+    budget = types.SimpleNamespace(
+        options=family.options(counts), ms=2.0, dense_ms=3.0, batch_size=1, measure="KL", images=5,
+        found=types.SimpleNamespace(disagreement=0.1),
+    )  # fmt: skip
+    weights = tmp_path / "w.safetensors"
+    slim.save(model, variables, weights)
+    args = _arguments(["tune", "--model=vit", f"--weights={weights}", "--target-ms=2", *_words(SMALL)])
+    (file := tmp_path / "config.py").write_text(tune_command.config_text(args, open_target(args), budget))
+    trained = build.build_model(load_config(file))
+    assert (*trained.slim.plan.attention[1:], trained.slim.plan.mlp[-1]) == counts
 
-    @dataclasses.dataclass
-    class Target:
-        model: object
-        title: str = "vit"
-        run: None = None
+    args = _arguments(["serve", f"--config={file}", f"--weights={weights}"])
+    target = open_target(args)  # as evaluate, predict and export do
+    budgets, default = serve_command.slider(args, target)
+    assert len(budgets) > 1, "the slider has other keep rates beside what was tuned"
+    chosen = next(each for each in budgets if each.name == default)
+    assert chosen.facts()["token_counts"] == target.model.slim.plan.token_counts
+    assert chosen.model.slim.plan == trained.slim.plan
+    engine = Engine([chosen], target.load(), (5,))
+    engine.prepare(lambda done: None, threading.Event())
+    told = [answer.logits for answer in engine.run(default, list(images))]
+    layers = Layerwise(model, variables, images)
+    assert np.allclose(told, layers.outputs(family, counts), atol=1e-5)
 
-    model = slim.create_model("vit", **SMALL)
-    budget = type("B", (), {"options": {"method": "tome", "r": (4, 0, 8)}, "ms": 2.0, "dense_ms": 3.0,
-                            "batch_size": 1, "measure": "KL", "images": 5,
-                            "found": type("R", (), {"disagreement": 0.1})})  # fmt: skip
-    words = [f"{key}={value}" for key, value in SMALL.items()]
-    args = type("A", (), {"options": words, "weights": "w.safetensors", "data": None, "config": None,
-                          "workdir": None, "method": None})  # fmt: skip
-    file = tmp_path / "config.py"
-    file.write_text(command.config_text(args, Target(model), budget))
-    config = load_config(file)
-    assert config.method.name == "tome" and config.method.options.r == (4, 0, 8)
-    args.config = str(file)
-    options = of_config(args)
-    assert slim.create_model(**options).slim.plan.mlp == (32, 32, 24)
-    assert importlib.util.find_spec("slimvit_jax.cli.tune") and main(["tune", "--help"]) == 0
+
+def _arguments(words):
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    for command in (tune_command, serve_command):
+        command.add_parser(commands)
+    return parser.parse_args(words)
+
+
+def _words(options):
+    return [f"--set={key}={value}" for key, value in options.items()]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +318,7 @@ def test_a_config_of_tune_is_a_config(tmp_path):
         (["--target-ms=3", "--images=nowhere"], "--images nowhere: there is no such folder"),
         (["--target-ms=3", "--images=a", "--data=digits"], "--images a and --data digits: give one of them"),
         (["--target-ms=3", "--config=nowhere.py"], "no config file 'nowhere.py'"),
+        (["--target-ms=3", "--seed=-1"], "'-1' is not a whole number of at least 0"),
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, words, said):
