@@ -37,12 +37,15 @@ class Targets(flax.struct.PyTreeNode):
       mask: (B,) float32, 1 for images that count and 0 for rows that only fill up the batch; None: all count.
       teacher: (logits, aux) of the frozen dense model on the same images, where the training has one.
       labeller: what another network says of them, where there is one.
+      second: of a method with `second_passes`, logits (B, C) and class token (B, D), after the final norm, of the
+        second pass; gradient flows into both.
     """
 
     labels: Array
     mask: Array | None = None
     teacher: tuple[Array, Aux] | None = None
     labeller: Predictions | None = None
+    second: tuple[Array, Array] | None = None
 
 
 def total(values: Array, mask: Array | None = None) -> Array:
@@ -107,6 +110,34 @@ def distillation(logits: Array, teacher_logits: Array, temperature: float = 1.0)
     student = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits).astype(jnp.float32) / temperature)
     return temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(axis=-1)
+
+
+def consistency(features: Array, others: Array, confident: Array, mask: Array | None = None) -> Array:
+    """Mean squared distance of (B, D) features to `others`, (B,); its mean is that over all confident images.
+
+    0 where no image is.
+
+    Args:
+      features: (B, D).
+      others: (B, D); no gradient flows into them.
+      confident: (B,), 1 for the images that count here and 0 for others.
+      mask: of `Targets`.
+    """
+    distance = jnp.square(features.astype(jnp.float32) - jax.lax.stop_gradient(others).astype(jnp.float32)).mean(
+        axis=-1
+    )
+    return _share(distance * confident, confident, mask)
+
+
+def confidence(logits: Array, labels: Array) -> Array:
+    """(B,): the probability of the classes that an image is of: all of more than the least weight among its labels.
+
+    Args:
+      logits: (B, C); no gradient flows into them.
+      labels: (B, C) distributions, mixed and smoothed.
+    """
+    named = labels > labels.min(axis=-1, keepdims=True)
+    return (jax.nn.softmax(jax.lax.stop_gradient(logits).astype(jnp.float32)) * named).sum(axis=-1)
 
 
 def hard_labels(logits: Array) -> Array:

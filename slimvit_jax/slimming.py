@@ -183,6 +183,14 @@ class Slimming(Checked, kw_only=True):
         """Keep rates that training draws from for every image; () where there is one budget for all."""
         return ()
 
+    @property
+    def second_passes(self) -> tuple[Mapping[str, Any], ...]:
+        """Options with which training applies the same weights a second time: every step draws one of them.
+
+        What comes of it is `Targets.second`. (): one pass.
+        """
+        return ()
+
     # Hooks -------------------------------------------------------------------------------------------------------
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:

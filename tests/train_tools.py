@@ -48,6 +48,8 @@ def tiny(config: Any, steps: int = 2) -> Any:
         method["locations"] = (1, 2) if "locations" in method else (2, 3)
     if "r" in method:
         method["r"] = 2
+    if "consistency_r" in method:
+        method["consistency_r"] = (0, 1)
     config.method.options = method
     config.init.path = ""
     config.init.options = {}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from slimvit_jax import losses as loss_functions
+from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
+from slimvit_jax.losses import Targets
 from slimvit_jax.methods.merging import Merging
 from slimvit_jax.ops import attention as attention_ops
 from slimvit_jax.ops import fusion, merge
 from slimvit_jax.options import Natural, Positive, Range
 from slimvit_jax.plan import Geometry, Plan, check_locations
 from slimvit_jax.slimming import Probe
-from slimvit_jax.tokens import Tokens
+from slimvit_jax.tokens import Aux, Tokens
 
 if TYPE_CHECKING:
     from slimvit_jax.block import Block
@@ -23,6 +27,8 @@ Array = jax.Array
 
 #: No fusion leaves fewer patches than these; ten tokens with the class token, as released.
 FEWEST = 9
+#: Images count for the consistency whose own classes the first pass gives more than this; the release's task_type.
+CONFIDENT = 0.4
 
 
 class MCTF(Merging, kw_only=True):
@@ -40,9 +46,12 @@ class MCTF(Merging, kw_only=True):
     value of its group, summing columns equals giving each source a copy of that value; and rows are averaged after
     they have met the values. So A itself is never cut up; equal up to rounding.
 
-    Training fuses as inference does; gradients flow through tokens, A and values, none through choice and weights. The
-    paper's second pass with another r, whose class token the first shall agree with, is not part of it; a stage's
-    loss_weights={"distillation": 1.0} compares with the dense model instead.
+    Training fuses as inference does; gradients flow through tokens, A and values, none through choice and weights.
+    *Token reduction consistency* (`consistency_r`; the paper's section 3.4, engine.py): every step applies the weights
+    a second time, with an r' drawn from these. loss: classification + that of the second pass + 3 |c - c'|^2 / D, the
+    class tokens after the final norm, none of the gradient into c'; over the images to whose own classes the first
+    pass gives more than 0.4. A step costs both passes; a program has one for every r'. Deviation: both drop the same
+    by stochastic depth, so that they differ in r alone (the release draws for each).
 
     Deviations: every prefix token is protected (the release's distillation token is switched off); no fusion leaves
     fewer than 9 patches for any r (there a fractional r can, and then crashes); average pooling weighs by size.
@@ -54,6 +63,7 @@ class MCTF(Merging, kw_only=True):
       layers: 1-based, increasing; None: all but the first.
       tau_sim, tau_info, tau_size: the larger, the less a criterion says.
       bidirectional: False: all r fuse from even into odd places.
+      consistency_r: r' of training's second pass, of which every step draws one; the release has 0..7. (): one pass.
     """
 
     method = "mctf"
@@ -62,6 +72,7 @@ class MCTF(Merging, kw_only=True):
         cost="|A| |B| D + 6 r D - 2 r D² per layer, the whole attention matrix",
         training_free=True,
         grid="merged",
+        training="as at inference, or in two passes",
         where="inside, before the attention",
     )
 
@@ -71,6 +82,7 @@ class MCTF(Merging, kw_only=True):
     tau_info: Positive = 20.0
     tau_size: Positive = 40.0
     bidirectional: bool = True
+    consistency_r: tuple[Natural | Annotated[float, Range(above=0, below=1)], ...] = ()
 
     def check_options(self) -> None:
         super().check_options()
@@ -79,6 +91,8 @@ class MCTF(Merging, kw_only=True):
 
     def check_geometry(self, geometry: Geometry) -> None:
         super().check_geometry(geometry)
+        if self.consistency_r and not geometry.class_token:
+            raise SlimError("consistency_r compares class tokens, and this model has no class token")
         if self.layers is not None:
             check_locations(self.layers, geometry.depth, "layers")
 
@@ -93,6 +107,27 @@ class MCTF(Merging, kw_only=True):
                 n -= max(0, min(wanted, n - FEWEST, n // 2))
             mlp.append(n)
         return Plan(tuple(attention), tuple(mlp))
+
+    @property
+    def second_passes(self) -> tuple[Mapping[str, Any], ...]:
+        return tuple({"r": r, "consistency_r": ()} for r in self.consistency_r)
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:  # type: ignore[override]  # those of two passes where there are two
+        weights = {"classification": 1.0}
+        return weights | {"second_classification": 1.0, "consistency": 3.0} if self.consistency_r else weights
+
+    def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:
+        losses = super().loss_terms(logits, aux, targets)
+        if self.consistency_r:
+            if targets.second is None:
+                raise SlimError("consistency_r: the losses compare with a second pass, targets.second")
+            other, token = targets.second
+            confident = loss_functions.confidence(logits, targets.labels) > CONFIDENT
+            confident = confident.astype(jnp.float32)
+            losses["second_classification"] = loss_functions.cross_entropy(other, targets.labels)
+            losses["consistency"] = loss_functions.consistency(aux.features[:, 0], token, confident, targets.mask)
+        return losses
 
     def extra_flops(self) -> dict[int, int]:
         dim, prefix, costs = self.bound.dim, self.bound.prefix_tokens, {}

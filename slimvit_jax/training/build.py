@@ -207,7 +207,9 @@ class Stage:
     def step_function(self) -> Any:
         """The uncompiled train step."""
         parts = (self.model, self.model.losses, self.optimizer, self.rate, self.key, self.options)
-        return step.make_train_step(*parts, self.teacher, self.labeller)
+        slim = self.model.slim
+        second = [self.model.clone(slim=slim.clone(**options)) for options in slim.second_passes]
+        return step.make_train_step(*parts, self.teacher, self.labeller, second)
 
     def compiled_step(self, mesh: Any, abstract: Any, batch: Any, smallest: int = 16384) -> Any:
         """The step, compiled for states and batches of these shapes; it consumes the state it is given."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -97,6 +98,7 @@ def make_train_step(
     options: StepOptions,
     teacher: Any = None,
     labeller: Any = None,
+    second: Sequence[Any] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
     """The step, to be compiled by the caller.
 
@@ -108,12 +110,31 @@ def make_train_step(
       options: see there.
       teacher: a dense model applied with `state.teacher`, or None.
       labeller: (state.labeller, images) -> Predictions (`Labeller`), or None.
+      second: models with the parameters of `model`. Every step draws one and applies it too: `Targets.second`.
 
     Returns:
       (state, batch) -> (next state, metrics (K,) float32 in the order of `metric_names`). The batch is
       {"image": (B, H, W, C) float32, "label": (B,) int32, "mask": (B,) float32}; rows of mask 0 count nowhere: the
       step is that of the batch without them, in losses, gradients, batch statistics and mixing.
     """
+
+    def second_pass(variables: Any, images: Array, mask: Array, key: Array) -> tuple[Array, Array]:
+        """Logits and class token of the model drawn, which drops and mixes what the first pass does."""
+
+        def run(other: Any) -> tuple[Array, Array]:
+            (logits, aux), _ = other.apply(
+                variables,
+                images,
+                train=True,
+                return_aux=True,
+                mask=mask,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
+            return logits, aux.features[:, 0]
+
+        drawn = jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(second))
+        return jax.lax.switch(drawn, [functools.partial(run, other) for other in second])
 
     def loss_of(params: Any, state: TrainState, images: Array, labels: Array, mask: Array, key: Array) -> Any:
         """Sums over the images that count, not means: one division at the end serves all parts of a batch, and how many
@@ -127,7 +148,8 @@ def make_train_step(
             variables, images, train=True, return_aux=True, mask=mask, rngs={"dropout": key}, mutable=["batch_stats"]
         )
         says = None if labeller is None else labeller(state.labeller, images)
-        found = losses(logits, aux, Targets(labels, mask, reference, says))
+        again = second_pass(variables, images, mask, key) if second else None
+        found = losses(logits, aux, Targets(labels, mask, reference, says, again))
         sums = {name: loss_functions.total(value, mask) for name, value in found.items()}
         total = sum(options.loss_weights[name] * value for name, value in sums.items())
         hits = loss_functions.total((logits.argmax(-1) == labels.argmax(-1)).astype(jnp.float32), mask)

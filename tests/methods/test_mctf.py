@@ -1,16 +1,23 @@
-"""MCTF: parity with the release, its matching by hand, the attention of fused tokens, limits."""
+"""MCTF: parity with the release, its matching by hand, the attention of fused tokens, consistency, limits."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden import Golden, close, random_variables
+from test_train_step import batch_of
+from train_tools import tiny_config
 
 import slimvit_jax as slim
+from slimvit_jax import losses
 from slimvit_jax.errors import SlimError
+from slimvit_jax.methods import mctf
 from slimvit_jax.ops import fusion, merge
+from slimvit_jax.tokens import Aux
+from slimvit_jax.training import build, step
 
 TINY = dict(img_size=(24, 16), patch_size=4, embed_dim=32, depth=3, num_heads=2, num_classes=5)  # 24 patches
 
@@ -109,8 +116,104 @@ def test_equal_patches_and_no_images():
         ({"layers": (2, 4)}, r"layers=\(2, 4\) must lie in 1..3"),
         ({"tau_info": 0}, "tau_info=0"),
         ({"bidirectional": 1}, "bidirectional=1"),
+        ({"consistency_r": (0, -1)}, "consistency_r"),
+        ({"consistency_r": 3}, "consistency_r=3"),
+        ({"consistency_r": (1,), "class_token": False, "global_pool": "avg"}, "no class token"),
     ],
 )
 def test_bad_options(options, words):
     with pytest.raises(SlimError, match=words):
         slim.create_model("vit", method="mctf", **TINY, **options)
+
+
+# Token reduction consistency -----------------------------------------------------------------------------------------
+
+
+def staged(rate=0.0, **options):
+    """A stage of the method on digits, its state, and a batch of which the last row does not count."""
+    config = tiny_config()
+    config.method.name = "mctf"
+    config.method.options = {"r": 4, **options}
+    config.stages.backbone.update(trainable="all", warmup_epochs=0.0, label_smoothing=0.1)
+    config.stages.backbone.lr.update(backbone=rate, method=rate)
+    stage = build.build_stage(config, "backbone", 5)
+    variables = random_variables(stage.model)
+    batch = batch_of(config)
+    batch["mask"] = batch["mask"].at[-1].set(0.0)
+    return stage, stage.state(variables, None), batch
+
+
+def reported(stage, metrics):
+    return dict(zip(step.metric_names(stage.options.loss_weights), np.asarray(metrics), strict=True))
+
+
+def by_hand(variables, model, other, batch):
+    """The three losses of two passes, out of the two models alone."""
+    images, labels = batch["image"][:-1], jax.nn.one_hot(batch["label"][:-1], 10)
+    passes = [
+        m.apply(variables, images, train=True, return_aux=True, rngs={"dropout": jax.random.key(0)})
+        for m in (model, other)
+    ]
+    (logits, aux), (others, of_other) = passes
+    smoothed = 0.9 * labels + 0.01
+    entropy = lambda z: -(smoothed * jax.nn.log_softmax(z)).sum(axis=1).mean()
+    sure = (jax.nn.softmax(logits) * labels).sum(axis=1) > mctf.CONFIDENT
+    distance = ((aux.features[:, 0] - jax.lax.stop_gradient(of_other.features[:, 0])) ** 2).mean(axis=1)
+    return entropy(logits), entropy(others), jnp.where(sure, distance, 0).sum() / jnp.maximum(sure.sum(), 1)
+
+
+def test_a_step_learns_by_both_passes(monkeypatch):
+    monkeypatch.setattr(mctf, "CONFIDENT", 0.1)  # some images of random weights
+    stage, state, batch = staged(consistency_r=(1,))
+    assert stage.model.slim.plan.mlp[-1] == 9 and stage.options.loss_weights["consistency"] == 3.0
+    _, metrics = jax.jit(stage.step_function())(state, batch)
+    got = reported(stage, metrics)
+    other = stage.model.clone(slim=stage.model.slim.clone(r=1))
+    total = lambda params: sum(
+        weight * loss
+        for weight, loss in zip((1, 1, 3), by_hand({"params": params}, stage.model, other, batch), strict=True)
+    )
+    want, gradient = jax.jit(jax.value_and_grad(total))(state.params)
+    parts = jax.jit(lambda v: by_hand(v, stage.model, other, batch))({"params": state.params})
+    names = ("loss_classification", "loss_second_classification", "loss_consistency")
+    np.testing.assert_allclose([got[name] for name in names], parts, rtol=1e-4)
+    assert got["loss_consistency"] > 1e-3
+    np.testing.assert_allclose(got["loss"], want, rtol=1e-4)
+    np.testing.assert_allclose(got["grad_norm"], optax.global_norm(gradient), rtol=1e-3)
+
+
+def test_every_step_draws_another_second_pass():
+    stage, state, batch = staged(consistency_r=(0, 3))
+    run, seen = jax.jit(stage.step_function()), []
+    for _ in range(12):
+        state, metrics = run(state, batch)
+        seen.append(float(reported(stage, metrics)["loss_second_classification"]))
+    own = []
+    for r in (0, 3):
+        other = stage.model.clone(slim=stage.model.slim.clone(r=r))
+        own.append(float(by_hand({"params": state.params}, stage.model, other, batch)[1]))
+    nearest = [int(np.abs(np.subtract(own, value)).argmin()) for value in seen]
+    assert set(nearest) == {0, 1}
+    np.testing.assert_allclose(seen, [own[i] for i in nearest], rtol=1e-5)
+
+
+def test_one_pass_by_default():
+    stage, _, _ = staged()
+    assert stage.options.loss_weights == {"classification": 1.0} and not stage.model.slim.second_passes
+    both = slim.create_model("vit", method="mctf", **{**TINY, "consistency_r": (0, 2)})
+    assert slim.flops(both).total == slim.flops(slim.create_model("vit", method="mctf", **TINY)).total
+    with pytest.raises(SlimError, match="second pass"):
+        both.losses(jnp.zeros((2, 5)), Aux((), None, None, jnp.zeros((2, 3, 32))), slim.Targets(jnp.eye(5)[:2]))
+
+
+def test_confident_images_by_hand():
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]))
+    labels = jnp.asarray([[1.0, 0, 0], [0.6, 0.4, 0], [0.05, 0.9, 0.05]])
+    np.testing.assert_allclose(losses.confidence(logits, labels), [0.5, 0.5, 0.8], rtol=1e-6)
+    features, others = jnp.asarray([[1.0, 2], [0, 0], [5, 5]]), jnp.asarray([[0.0, 0], [9, 9], [5, 6]])
+    value = losses.consistency(features, others, jnp.asarray([1.0, 0, 1]), jnp.ones(3))
+    np.testing.assert_allclose(losses.mean(value), (2.5 + 0.5) / 2)
+    padded = losses.consistency(features, others, jnp.ones(3), jnp.asarray([1.0, 0, 1]))
+    np.testing.assert_allclose(losses.mean(padded, jnp.asarray([1.0, 0, 1])), (2.5 + 0.5) / 2)
+    nobody = jax.grad(lambda f: losses.consistency(f, others, jnp.zeros(3)).sum())(features)
+    np.testing.assert_array_equal(nobody, 0)
