@@ -11,7 +11,7 @@ from slimvit_jax import fresh
 from slimvit_jax.block import Block
 from slimvit_jax.errors import SlimError
 from slimvit_jax.grid import Trail
-from slimvit_jax.plan import check_locations
+from slimvit_jax.plan import check_layers
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
@@ -61,9 +61,9 @@ class Encoded(NamedTuple):
 
 def recorded_layers(record_tokens: bool | Sequence[int], depth: int) -> tuple[int, ...]:
     """The 1-based layers that `record_tokens` means, ascending; a SlimError for one that there is not."""
-    if isinstance(record_tokens, bool) or not record_tokens:
+    if isinstance(record_tokens, bool) or record_tokens is None:
         return tuple(range(1, depth + 1)) if record_tokens else ()
-    return check_locations(tuple(sorted(record_tokens)), depth, "record_tokens")
+    return tuple(sorted(set(check_layers(record_tokens, depth, "record_tokens"))))
 
 
 def encode(

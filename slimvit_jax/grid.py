@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
 from slimvit_jax.ops.squeeze import nearest_host
+from slimvit_jax.plan import Geometry, check_layers
 from slimvit_jax.tokens import Aux, Tokens
 
 Array = jax.Array
@@ -144,20 +145,22 @@ def grid_features(model: Any, aux: Aux, layers: Sequence[int] | None = None) -> 
       where the backbone subsamples its grid (LeViT). With `layers` a tuple of them.
 
     Raises:
-      SlimError: the layers are none of the model, or were not recorded; the aux is of another model.
+      SlimError: the layers are none of the model, or were not recorded; these are no model and aux, or of two models.
     """
+    if not isinstance(aux, Aux) or not isinstance(getattr(model, "geometry", None), Geometry):
+        raise SlimError(
+            f"grid_features({type(model).__name__}, {type(aux).__name__}): wanted are a model of create_model and the"
+            " aux of model.apply(..., return_aux=True), which gives (logits, aux)"
+        )
     if layers is None:
         patches = aux.features[:, model.geometry.prefix_tokens :] if aux.grid is None else aux.grid
         return _on_grid(patches, model.geometry.grids[-1])
-    depth = model.geometry.depth
-    wrong = [layer for layer in layers if layer not in aux.layer_grids]
-    if wrong and all(layer in range(1, depth + 1) for layer in wrong):
+    layers = check_layers(layers, model.geometry.depth, "layers")
+    missing = tuple(layer for layer in layers if layer not in aux.layer_grids)
+    if missing:
         raise SlimError(
-            f"grid_features: layers {tuple(wrong)} were not recorded; apply the model with"
-            f" record_tokens={tuple(layers)}"
+            f"grid_features: layers {missing} were not recorded; apply the model with record_tokens={layers}"
         )
-    if wrong:
-        raise SlimError(f"grid_features: layers={tuple(layers)} must be whole numbers in 1..{depth}")
     return tuple(_on_grid(aux.layer_grids[layer], model.geometry.grids[layer]) for layer in layers)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from slimvit_jax.errors import SlimError
@@ -204,6 +204,20 @@ def check_locations(locations: object, depth: int | None = None, name: str = "lo
     if layers[0] < 1 or (depth is not None and layers[-1] > depth):
         raise SlimError(f"{name}={layers} must lie in 1..{depth if depth is not None else 'depth'}")
     return layers
+
+
+def check_layers(layers: object, depth: int, name: str) -> tuple[int, ...]:
+    """1-based layers in any order, from anything that has several; `name` is the argument's.
+
+    Raises:
+      SlimError: for anything else.
+    """
+    if isinstance(layers, Iterable) and not isinstance(layers, str | Mapping):
+        layers = tuple(layers)
+    found: tuple[int, ...] = kind_of(tuple[int, ...]).value(name, layers)
+    if not all(1 <= layer <= depth for layer in found):
+        raise SlimError(f"{name}={found} must lie in 1..{depth}")
+    return found
 
 
 def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[int, ...]:

@@ -138,10 +138,27 @@ def test_chosen_layers(method):
     assert first.shape == last.shape == (2, 5, 3, 32) and "tokens" not in aux.taps
     with pytest.raises(SlimError, match=r"layers \(2,\) were not recorded; apply the model with record_tokens"):
         slim.grid_features(model, aux, layers=(1, 2))
-    with pytest.raises(SlimError, match=r"layers=\(6,\) must be whole numbers in 1..5"):
+    with pytest.raises(SlimError, match=r"layers=\(6,\) must lie in 1..5"):
         slim.grid_features(model, aux, layers=(6,))
     with pytest.raises(SlimError, match="record_tokens"):
         model.apply(variables, IMAGES, return_aux=True, record_tokens=(0,))
+
+
+def test_what_is_no_list_of_layers():
+    model, variables = built("evit")
+    logits, aux = applied(model, variables, record_tokens={2, 4})
+    assert sorted(aux.layer_grids) == [2, 4]
+    got = [slim.grid_features(model, aux, layers) for layers in (range(2, 5, 2), [2, 4], np.array([2, 4]))]
+    for grids in got[1:]:
+        jax.tree.map(np.testing.assert_array_equal, grids, got[0])
+    for wrong in (2, (2.0,), ("2",), "24", (True,), (None,), (jnp.int32(2),), float("nan"), {2: 4}):
+        with pytest.raises(SlimError, match="layers=.* must be a tuple, each entry of which must be a whole number$"):
+            slim.grid_features(model, aux, wrong)
+        with pytest.raises(SlimError, match="record_tokens=.* must be a tuple, each entry of"):
+            model.apply(variables, IMAGES, return_aux=True, record_tokens=wrong)
+    for pair in ((model, None), (model, (logits, aux)), (aux, model), (None, aux), (model, logits)):
+        with pytest.raises(SlimError, match=r"^grid_features\(.*\): wanted are a model"):
+            slim.grid_features(*pair)
 
 
 @pytest.mark.parametrize("method", DROPPING)
@@ -178,7 +195,7 @@ def test_rejoining_by_hand():
     "options, words",
     [
         ({"method": "topk", "rejoin": 3}, "rejoin=3 must lie in 4..5: method 'topk' still drops patches at layer 3"),
-        ({"method": "random", "rejoin": 4}, "rejoin=4 must lie in 5..5"),
+        ({"method": "random", "rejoin": 4}, "rejoin=4 must be 5"),
         ({"method": "random", "locations": (4,), "rejoin": 5}, "rejoin=5 cannot be had"),
         ({"method": "evit", "rejoin": 6}, "rejoin=6 must lie in 4..5"),
         ({"method": "evit", "rejoin": True}, "rejoin=True"),

@@ -39,9 +39,10 @@ def preset_counts(preset: str, geometry: Geometry) -> Counts:
             choices |= {f"{family}:{name}": counts for name, counts in entry["counts"].items()}
             choices |= {name: counts for name, counts in entry["counts"].items() if name not in choices}
     if not choices:
+        known = dict.fromkeys("/".join(str(entry[key]) for key in ours) for entry in presets().values())
         raise SlimError(
-            f"preset={preset!r}: counts are published for {'; '.join(map(shape, presets().values()))};"
-            f" this model has {shape(ours)}"
+            f"preset={preset!r}: counts are published for models of width/depth/patches {', '.join(known)};"
+            f" this one has {shape(ours)}"
         )
     if preset not in choices:
         raise unknown(f"DiffRate preset for {shape(ours)}", preset, choices)

@@ -70,7 +70,8 @@ class Dropping(Slimming, kw_only=True):
             return
         last = self.dropping_plan.last_drop
         if not last < back <= depth:
-            room = f"must lie in {last + 1}..{depth}" if last < depth else "cannot be had with these drops"
+            room = f"must lie in {last + 1}..{depth}" if last + 1 < depth else f"must be {depth}"
+            room = room if last < depth else "cannot be had with these drops"
             raise SlimError(f"rejoin={back} {room}: method {self.method!r} still drops patches at layer {last}")
 
     @property

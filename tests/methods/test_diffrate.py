@@ -86,8 +86,8 @@ def test_presets_are_chosen_by_the_model():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "2.9"}, "counts are published for .* this model has width 32, depth 3 and 36 patches"),
-        ({"preset": "2.9", "img_size": 384, "model": "deit_small_patch16_224"}, "this model has width 384, depth 12"),
+        ({"preset": "2.9"}, "counts are published for .* this one has width 32, depth 3 and 36 patches"),
+        ({"preset": "2.9", "img_size": 384, "model": "deit_small_patch16_224"}, "this one has width 384, depth 12"),
         ({"preset": "3.0", "model": "deit_small_patch16_224"}, "choices: .*2.9"),
         ({"preset": "2.9", "keep_rate": 0.7, "model": "deit_small_patch16_224"}, "preset and keep_rate are given"),
         ({"preset": ("2.9",)}, "preset="),
