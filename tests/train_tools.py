@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax import training
@@ -70,6 +71,16 @@ def _tiny_model(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if options.get("p_emb") == "none":
         small |= {"img_size": 16, "patch_size": 4}
     return {key: value for key, value in options.items() if not isinstance(value, tuple)} | small  # one for each layer
+
+
+def batch_of(rows: int = 16, seed: int = 0) -> dict[str, Any]:
+    """A training batch of noise for `tiny_config`."""
+    random = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(random.standard_normal((rows, 16, 16, 1), np.float32)),
+        "label": jnp.asarray(random.integers(0, 10, rows), jnp.int32),
+        "mask": jnp.ones(rows),
+    }
 
 
 def tiny_config(steps: int = 4) -> Any:

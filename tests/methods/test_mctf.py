@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 from golden import Golden, close, random_variables
-from test_train_step import batch_of
-from train_tools import tiny_config
+from train_tools import batch_of, tiny_config
 
 import slimvit_jax as slim
 from slimvit_jax import losses
@@ -138,7 +137,7 @@ def staged(rate=0.0, **options):
     config.stages.backbone.lr.update(backbone=rate, method=rate)
     stage = build.build_stage(config, "backbone", 5)
     variables = random_variables(stage.model)
-    batch = batch_of(config)
+    batch = batch_of()
     batch["mask"] = batch["mask"].at[-1].set(0.0)
     return stage, stage.state(variables, None), batch
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train_step import batch_of
-from train_tools import tiny_config
+from train_tools import batch_of, tiny_config
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -41,7 +40,7 @@ def options_of(method):
 def test_every_method_can_learn_the_dense_logits(method):
     """A step traces, reports the loss beside the method's own, and leaves a state of the same shape."""
     config, stage, state = staged(method, {"distillation": 1.0}, **options_of(method))
-    after, metrics = jax.eval_shape(stage.step_function(), state, batch_of(config))
+    after, metrics = jax.eval_shape(stage.step_function(), state, batch_of())
     names = step.metric_names(stage.options.loss_weights)
     assert "loss_distillation" in names and metrics.shape == (len(names),)
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -53,7 +52,7 @@ def test_training_brings_the_logits_nearer(method):
     """The reported loss is KL(teacher || student), whatever else the method learns, and training makes it smaller."""
     weights = {"classification": 0.0, "distillation": 1.0}
     config, stage, state = staged(method, weights, **options_of(method))
-    batch = batch_of(config)
+    batch = batch_of()
     names = step.metric_names(stage.options.loss_weights)
     run = jax.jit(stage.step_function())
     seen = []
@@ -69,7 +68,7 @@ def test_training_brings_the_logits_nearer(method):
 def test_the_loss_is_the_divergence_from_the_teacher():
     # keeps every patch: the student is a dense model too
     config, stage, state = staged("topk", {"distillation": 2.0}, locations=(1, 2), keep_rate=1.0)
-    images, labels = batch_of(config)["image"], jax.nn.one_hot(batch_of(config)["label"], 10)
+    images, labels = batch_of()["image"], jax.nn.one_hot(batch_of()["label"], 10)
     logits, aux = stage.model.apply(state.variables, images, train=True, return_aux=True)
     other = stage.teacher.apply(state.teacher, images)
     found = stage.model.losses(logits, aux, slim.Targets(labels, teacher=(other, aux)))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_tools import ROOT, tiny_config
+from train_tools import ROOT, batch_of, tiny_config
 
 import slimvit_jax as slim
 from slimvit_jax.errors import SlimError
@@ -22,15 +22,6 @@ from slimvit_jax.training.optim import flat
 @pytest.fixture(scope="module")
 def config():
     return tiny_config()
-
-
-def batch_of(config, rows=16, seed=0):
-    random = np.random.default_rng(seed)
-    return {
-        "image": jnp.asarray(random.standard_normal((rows, 16, 16, 1), np.float32)),
-        "label": jnp.asarray(random.integers(0, 10, rows), jnp.int32),
-        "mask": jnp.ones(rows),
-    }
 
 
 def start(config, name):
@@ -46,7 +37,7 @@ def test_frozen_parameters_have_no_gradient_and_no_optimiser_state(config):
         assert flat(state.frozen).keys().isdisjoint(learning)
         shapes = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
         assert sorted(shapes) == sorted([leaf.shape for leaf in learning.values()] * 2)  # Adam's two moments
-        after, _ = jax.jit(stage.step_function())(state, batch_of(config))
+        after, _ = jax.jit(stage.step_function())(state, batch_of())
         for path, leaf in flat(state.frozen).items():
             assert np.array_equal(leaf, flat(after.frozen)[path]), path
         changed = [path for path, leaf in learning.items() if not np.array_equal(leaf, flat(after.params)[path])]
@@ -71,7 +62,7 @@ def test_stage_one_computes_no_weight_gradient_of_the_backbone(config):
     counts = {}
     for name in ("predictor", "backbone"):
         stage, state = start(config, name)
-        program = jax.jit(stage.step_function()).trace(state, batch_of(config)).jaxpr
+        program = jax.jit(stage.step_function()).trace(state, batch_of()).jaxpr
         program, _ = jax.interpreters.partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
         counts[name] = products(program)
     model = stage.model
@@ -138,7 +129,7 @@ def test_accumulation_equals_one_big_batch(config):
         config = tiny_config()
         config.stages.dense.accumulate = parts
         stage, state = start(config, "dense")
-        after, metrics = jax.jit(stage.step_function())(state, batch_of(config))
+        after, metrics = jax.jit(stage.step_function())(state, batch_of())
         outcomes.append((flat(after.opt_state[1].mu), np.asarray(metrics)))
     for path, first in outcomes[0][0].items():
         np.testing.assert_allclose(first, outcomes[1][0][path], atol=2e-6, err_msg=path)
@@ -148,7 +139,7 @@ def test_accumulation_equals_one_big_batch(config):
 def test_masked_rows_count_nowhere(config):
     stage, state = start(config, "dense")
     run = jax.jit(stage.step_function())
-    batch = batch_of(config)
+    batch = batch_of()
     mask = jnp.ones(16).at[8:].set(0)
     other = {**batch, "image": batch["image"].at[8:].add(5.0), "label": batch["label"].at[8:].set(0)}
     first, a = run(state, {**batch, "mask": mask})
@@ -162,7 +153,7 @@ def test_average_of_weights(config):
     config = tiny_config()
     config.stages.dense.ema = 0.9
     stage, state = start(config, "dense")
-    after, _ = jax.jit(stage.step_function())(state, batch_of(config))
+    after, _ = jax.jit(stage.step_function())(state, batch_of())
     for path, leaf in flat(after.ema).items():
         expected = (
             0.1 * flat(state.params)[path] + 0.9 * flat(after.params)[path]
@@ -176,18 +167,17 @@ def test_mixup_and_smoothing_run(config):
     config.mixup.update(mixup=0.8, cutmix=1.0)
     config.stages.dense.label_smoothing = 0.1
     stage, state = start(config, "dense")
-    _, metrics = jax.jit(stage.step_function())(state, batch_of(config))
+    _, metrics = jax.jit(stage.step_function())(state, batch_of())
     assert np.isfinite(metrics).all()
 
 
 MANY = """
 import json, sys
-sys.path[:0] = [{root!r} + "/tests", {root!r} + "/tests/training"]
+sys.path.insert(0, {root!r} + "/tests")
 import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 import numpy as np
-from train_tools import tiny_config
-from test_train_step import batch_of
+from train_tools import batch_of, tiny_config
 from slimvit_jax.training import build, devices
 from slimvit_jax.training.optim import flat
 from benchmarks.memory import state_need
@@ -198,7 +188,7 @@ stage = build.build_stage(config, "dense", 5, mesh)
 state = stage.state(build.init_variables(stage.model, 0), None)
 shardings = devices.state_shardings(mesh, state, smallest=256)
 abstract = jax.eval_shape(lambda: state)
-batch = jax.device_put(batch_of(config), devices.batch_sharding(mesh))
+batch = jax.device_put(batch_of(), devices.batch_sharding(mesh))
 jitted = jax.jit(stage.step_function(), out_shardings=(shardings, None), donate_argnums=0)
 compiled = jitted.lower(jax.device_put(state, shardings), batch).compile()
 state = jax.device_put(state, shardings)
