@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slimvit_jax.budget import schedules
 from slimvit_jax.budget.bench import Bench, Say
 from slimvit_jax.budget.layerwise import Layerwise
 from slimvit_jax.budget.schedules import Counts
@@ -22,6 +21,8 @@ from slimvit_jax.budget.search import descend
 
 #: The least chance of an image, as a share of the mean one: what was small under one schedule need not stay so.
 FLOOR = 0.1
+#: How many of its standard errors a gain must be worth to count.
+MARGIN = 0.5
 
 
 def drawn(expected: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +62,10 @@ class Race:
     Args:
       parts: benches on parts of the sample, looked at one after the other.
       weights: of each part's images.
-      margin: how many of its standard errors a gain must be worth to count.
+      margin: see `MARGIN`.
     """
 
-    def __init__(self, parts: Sequence[Bench], weights: Sequence[np.ndarray], margin: float = 1.0) -> None:
+    def __init__(self, parts: Sequence[Bench], weights: Sequence[np.ndarray], margin: float = MARGIN) -> None:
         self.parts, self.weights, self.margin = parts, weights, margin
 
     @classmethod
@@ -79,9 +80,9 @@ class Race:
         return cls([whole.on(layers(part)) for part in parts], [weights[part] for part in parts])
 
     def better(self, name: str, new: Counts, old: Counts) -> bool:
-        """Whether `new` disagrees less than `old`, by more than the standard error of the difference.
+        """Whether `new` disagrees less than `old`, by more than `margin` standard errors of the difference.
 
-        What is behind after a part is given up: it would have to catch up by more than the error.
+        What is behind after a part is given up: it would have to catch up by more than that.
         """
         total = square = 0.0
         for bench, weights in zip(self.parts, self.weights, strict=True):
@@ -110,7 +111,5 @@ class Race:
         cost, better = functools.partial(first.ms, name), functools.partial(self.better, name)
         fewest = first.families[name].method.fewest
         found, done = descend(start, first.patches, cost, better, limit, fewest, first.step, most, progress)
-        if found != start:  # down to single patches, so that nothing of the limit is left over
-            found = first.fitted(name, [schedules.scaled(found, first.patches)], limit, step=1) or found
         say(f"  {name}: {self.value(name, found):.4g} after {done} schedules")
         return found
