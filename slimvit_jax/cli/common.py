@@ -205,16 +205,30 @@ def of_config(args: argparse.Namespace) -> dict[str, Any]:
     return {**own, **(chosen if args.method in (None, config.method.name) else {})}
 
 
+#: Of `slim.load`, where nothing else is asked for.
+AS_THEY_ARE = {
+    "init_missing": (),
+    "ignore": (),
+    "resample_pos_embed": False,
+    "antialias": True,
+    "checkpoint_key": None,
+    "inference": False,
+}
+
+
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for `slim.load` from the arguments of `add_weights_arguments`."""
-    return {
-        "init_missing": tuple(args.init_missing),
-        "ignore": tuple(args.ignore),
-        "resample_pos_embed": args.resample_pos_embed,
-        "antialias": args.antialias,
-        "checkpoint_key": args.checkpoint_key,
-        "inference": args.inference,
-    }
+    """Keywords for `slim.load` from the arguments of `add_weights_arguments`; what they leave open as --config has it.
+
+    But what is to be initialised at random is not the config's to say: it is meant for training.
+    """
+    given = {key: getattr(args, key) for key in AS_THEY_ARE}
+    given |= {key: tuple(given[key]) for key in ("init_missing", "ignore")}
+    said = {key: value for key, value in given.items() if value != AS_THEY_ARE[key]}
+    if not getattr(args, "config", None) or args.workdir:
+        return AS_THEY_ARE | said
+    from slimvit_jax.training import load_config
+
+    return AS_THEY_ARE | load_config(args.config).init.options.to_dict() | {"init_missing": ()} | said
 
 
 @dataclasses.dataclass(frozen=True)

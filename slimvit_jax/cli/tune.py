@@ -136,6 +136,8 @@ def config_text(args: argparse.Namespace, target: common.Target, budget: Any) ->
         given = {**common.of_config(args), **common.parse_options(args.options)}
         name, weights, data = target.title, args.weights, args.data or "folder"
         model = {key: getattr(target.model, key) for key in given if key in target.model.options()}
+    said = {} if target.run is not None else common.weights_options(args)
+    fitting = {key: value for key, value in said.items() if value != common.AS_THEY_ARE[key]}
     lines = "".join(f"        {key!r}: {value!r},\n" for key, value in options.items())
     return f'''"""{name} with {method}, {budget.ms:.2f} ms a batch of {budget.batch_size} where it was tuned.
 
@@ -158,6 +160,7 @@ def get_config():
     config.method.options = {{
 {lines}    }}
     config.init.path = {weights!r}
+    config.init.options = {fitting!r}
     config.data.name = {data!r}
     config.augment.update(kind="crop", crop_scale=(0.35, 1.0), hflip=0.5)
     add_stage(config, "finetune", epochs=2.0, lr={{"backbone": 2e-5}}, warmup_epochs=0.1)

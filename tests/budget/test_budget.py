@@ -300,6 +300,23 @@ def test_a_config_of_tune_is_one_to_train_evaluate_export_and_serve(dense, tmp_p
     assert np.allclose(told, layers.outputs(family, counts), atol=1e-5)
 
 
+def test_a_config_of_tune_fits_the_weights_as_it_did(dense, tmp_path):
+    model, variables, _ = dense
+    slim.save(model, variables, weights := tmp_path / "w.safetensors")
+    larger = _words(SMALL | {"img_size": 32})
+    args = _arguments(["tune", "--model=vit", f"--weights={weights}", "--target-ms=2", "--resample-pos-embed", *larger])
+    budget = types.SimpleNamespace(
+        options={"method": "random", "locations": (2,)}, ms=2.0, dense_ms=3.0, batch_size=1, measure="KL", images=5,
+        found=types.SimpleNamespace(disagreement=0.1),
+    )  # fmt: skip
+    (file := tmp_path / "config.py").write_text(tune_command.config_text(args, open_target(args), budget))
+    assert load_config(file).init.options.to_dict() == {"resample_pos_embed": True}
+    again = open_target(_arguments(["serve", f"--config={file}", f"--weights={weights}"])).load()
+    assert again["params"]["pos_embed"].shape[1] == 1 + 64
+    with pytest.raises(slim.SlimError, match="pos_embed"):
+        open_target(_arguments(["serve", "--model=vit", f"--weights={weights}", *larger])).load()
+
+
 def _arguments(words):
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers()
