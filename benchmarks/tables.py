@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import slimvit_jax as slim
-from benchmarks import fidelity, resolution
+from benchmarks import fidelity, resolution, saliency
+from benchmarks import segmentation as probe
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
 from slimvit_jax.errors import SlimError
 from slimvit_jax.reports.paper_rows import ROUNDING, count, paper_rows, paper_speedup
@@ -302,12 +303,13 @@ def short(study: Study, other: Study) -> str:
     return table([*header, "Fashion-MNIST 0.7", "0.5"], rows)
 
 
-def dense_head(path: Path) -> str:
-    """How far a dense head's maps of slimmed models are from the dense model's."""
+def dense_head(results: Path, shown: Callable[[Mapping[str, Any]], bool]) -> str:
+    """How far a dense head's maps of slimmed models are from the dense model's; the rows that are shown."""
     rows = [
         [row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}", f"{row['mae']:.3f} ± {row['mae_stderr']:.3f}"]
         + [f"{row['iou']:.2f} ± {row['iou_stderr']:.2f}"]
-        for row in sorted(read(path)["rows"], key=lambda row: (-row["rate"], row["mae"]))
+        for row in sorted(read(results / "saliency.json")["rows"], key=lambda row: (-row["rate"], row["mae"]))
+        if shown(row)
     ]
     header = ["method", "keep rate", "share of the multiply-adds", "mean absolute error", "IoU at 0.5"]
     return table(header, rows)
@@ -316,12 +318,11 @@ def dense_head(path: Path) -> str:
 def segmentation(results: Path) -> str:
     """The linear probe's mIoU on slimmed features."""
     rows = []
-    for row in sorted(read(results / "segmentation.json")["rows"], key=lambda row: (-row["rate"], -row["miou"])):
-        value = {key: 100 * row[key] for key in ("miou", "miou_stderr", "less", "less_stderr", "dense_probe")}
-        less = "—" if row["method"] == "dense" else f"{value['less']:+.1f} ± {value['less_stderr']:.1f}"
-        cells = [row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}"]
-        rows.append([*cells, f"{value['miou']:.1f} ± {value['miou_stderr']:.1f}", less, f"{value['dense_probe']:.1f}"])
-    return table(["method", "keep rate", "share of the multiply-adds", "mIoU, %", "less dense", "dense probe, %"], rows)
+    for row in probe.in_order(read(results / "segmentation.json")["rows"]):
+        of_tasks = [cell for task in ("kinds", "objects") for cell in probe.cells(row, task)]
+        rows.append([row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}", *of_tasks])
+    columns = ["kinds: mIoU, %", "less dense", "objects: mIoU, %", "less dense"]
+    return table(["method", "keep rate", "share of the multiply-adds", *columns], rows)
 
 
 def own_parts(results: Path) -> str:
@@ -334,6 +335,28 @@ def own_parts(results: Path) -> str:
     return table(["method", "what grows with the square", *[f"{n:,} patches, %" for n in sides.values()]], rows, 2)
 
 
+def resolutions(results: Path) -> str:
+    """What larger images cost, of the methods that were measured at every size."""
+    found = read(results / "resolution.json")["rows"]
+    at = {(row["side"], row["method"]): row for row in found}
+    sides = sorted({row["side"] for row in found})
+    methods = [name for name in resolution.METHODS if all((side, name) in at for side in sides)]
+    rows = []
+    for side in sides:
+        dense = at[side, "dense"]
+        for row in (at[side, name] for name in methods):
+            cells = [str(side), f"{row['patches']:,}", row["method"], f"{row['flops'] / 1e9:.1f}"]
+            cells += [f"{row['flops'] / dense['flops']:.2f}", f"{row['cpu_seconds']:.2f}"]
+            cells += [f"{row['cpu_seconds'] / dense['cpu_seconds']:.2f}", f"{row['peak_mib']:,.0f}"]
+            rows.append([*cells, f"{row['peak_mib'] / dense['peak_mib']:.2f}"])
+    header = ["px", "patches", "method", "G multiply-adds", "share", "CPU s", "share", "peak MiB", "share"]
+    return table(header, rows, 3)
+
+
+def _compares_fills(row: Mapping[str, Any]) -> bool:
+    return row["method"].split(",")[0] in ("coverage", "top-k", "random", "ToMe", "ATC")
+
+
 def _of(folder: str, make: Callable[[Study], str]) -> Callable[[Path], str]:
     return lambda results: make(Study(results / folder))
 
@@ -344,9 +367,10 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "photos pairs": _of("study_photos", pairs),
     "photos choices": _of("study_photos", chosen),
     "photos short": lambda results: short(Study(results / "study_photos"), Study(results / "study_micro")),
-    "photos dense head": lambda results: dense_head(results / "saliency.json"),
-    "fills": lambda results: dense_head(results / "saliency_fill.json"),
+    "photos dense head": lambda results: dense_head(results, lambda row: row["method"] not in saliency.OF_FILLS),
+    "fills": lambda results: dense_head(results, lambda row: row["rate"] in (0.7, 0.5) and _compares_fills(row)),
     "segmentation": segmentation,
+    "resolution": resolutions,
     "own parts": own_parts,
     "fashion methods": _of("study_micro", methods),
     "fashion untuned": _of("study_micro", untuned),

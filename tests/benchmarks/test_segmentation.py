@@ -3,22 +3,25 @@
 import numpy as np
 import pytest
 
-from benchmarks import segmentation
+from benchmarks import scenes, segmentation
 
-K = len(segmentation.CLASSES)
+K = len(scenes.CLASSES)
 
 
 def test_a_scene_has_its_objects_where_its_classes_are():
     photo = np.full((224, 224, 3), 200, np.uint8)
     objects = np.zeros((2, 28, 28), np.uint8)
     objects[:, 8:20, 10:18] = 100  # 96 of 784 pixels
-    picture, mask = segmentation.scene(photo, objects, np.asarray([0, 9]), np.random.default_rng(0))
+    picture, mask = scenes.scene(photo, objects, np.asarray([0, 9]), np.random.default_rng(0))
     assert set(np.unique(mask)) == {0, 1, 10} and (picture[mask == 0] == 200).all() and (picture[mask > 0] < 120).all()
     side = np.sqrt((mask == 10).sum() * 784 / 96)
-    assert segmentation.SMALLEST - 2 < side < segmentation.LARGEST + 2
-    share = segmentation.shares(mask[None], 14)
+    assert scenes.SMALLEST - 2 < side < scenes.LARGEST + 2
+    share = scenes.shares(mask[None], 14)
     assert share.shape == (1, 16, 16, K) and np.allclose(share.sum(axis=-1), 1)
     assert share[..., 10].sum() * 14 * 14 == pytest.approx((mask == 10).sum())
+    any_object = scenes.shares(scenes.classes_of(mask[None], "objects"), 14, 2)
+    np.testing.assert_allclose(any_object, np.stack([share[..., 0], 1 - share[..., 0]], axis=-1), atol=1e-6)
+    assert set(np.unique(scenes.classes_of(mask, "kinds"))) == {0, 1, 4}  # a T-shirt and an ankle boot
 
 
 def test_mean_iou_by_hand():
@@ -41,12 +44,16 @@ def test_the_probe_learns_what_is_linear():
 
 
 def test_the_table():
-    row = {"rate": 0.5, "method": "ToMe", "flops_share": 0.53, "miou": 0.4, "miou_stderr": 0.01, "less": -0.1}
-    row |= {"less_stderr": 0.005, "dense_probe": 0.35}
-    about = {"scenes": [6, 3], "classes": 2, "data": "woof", "model": "m", "source": "s"}
-    assert "| 0.5 | ToMe | 0.53 | 40.0 ± 1.0 | -10.0 ± 0.5 | 35.0 |" in segmentation.table(
-        {"about": about, "rows": [row]}
-    )
+    task = {"miou": 0.4, "miou_stderr": 0.01, "less": -0.1, "less_stderr": 0.005, "dense_probe": 0.35}
+    row = {"rate": 0.5, "method": "ToMe", "flops_share": 0.53, "objects": task, "kinds": {**task, "miou": 0.2}}
+    better = {**row, "method": "ATC", "kinds": {**task, "miou": 0.3}}
+    about = {"scenes": [6, 3], "data": "woof", "model": "m", "source": "s"}
+    lines = segmentation.table({"about": about, "rows": [row, better]}).splitlines()
+    shared = "0.53 | 40.0 ± 1.0 (35.0) | -10.0 ± 0.5"
+    assert lines[-2:] == [
+        f"| 0.5 | ATC | {shared} | 30.0 ± 1.0 (35.0) | -10.0 ± 0.5 |",
+        f"| 0.5 | ToMe | {shared} | 20.0 ± 1.0 (35.0) | -10.0 ± 0.5 |",
+    ]
 
 
 def test_bad_input(capsys, tmp_path):
