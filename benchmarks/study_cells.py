@@ -138,16 +138,24 @@ def matched_options(
         budgets = _model(model_options, REFERENCE, {"keep_rate": keep_rate, "locations": LOCATIONS}, name).slim.counts
         return {"budgets": budgets, "gate_center": AVIT_GATE}
     target = reference_flops(model_options, keep_rate, name)
-    depth = slim.create_model(name, **model_options).geometry.depth
-    costs = []
-    for choice in _choices(method, depth):
-        with contextlib.suppress(slim.SlimError):  # too few tokens left for this method
-            options = {**choice, **fixed}
-            costs.append((slim.flops(_model(model_options, method, options, name)).total, options))
+    costs = _costs(name, tuple(model_options.items()), method, tuple(fixed.items()))
     cost, best = min(costs, key=lambda pair: abs(pair[0] - target))
     if abs(cost - target) > 0.1 * target:
         raise slim.SlimError(f"{method} cannot cost {target} multiply-adds: the nearest is {cost} with {best}")
-    return best
+    return dict(best)
+
+
+@functools.cache
+def _costs(
+    name: str, model_options: tuple[tuple[str, Any], ...], method: str, fixed: tuple[tuple[str, Any], ...]
+) -> list[tuple[int, dict[str, Any]]]:
+    """(multiply-adds, options) of every choice: hundreds of models, the same for all keep rates."""
+    depth, costs = slim.create_model(name, **dict(model_options)).geometry.depth, []
+    for choice in _choices(method, depth):
+        with contextlib.suppress(slim.SlimError):  # too few tokens left for this method
+            options = {**choice, **dict(fixed)}
+            costs.append((slim.flops(_model(dict(model_options), method, options, name)).total, options))
+    return costs
 
 
 def _choices(method: str, depth: int) -> list[dict[str, Any]]:

@@ -20,13 +20,14 @@ import optax
 from sklearn.datasets import load_digits
 
 import slimvit_jax as slim
+from slimvit_jax.methods import METHODS
 from slimvit_jax.reports.patches import draw_groups
 from slimvit_jax.reports.pictures import groups_of, picture_lives
 
 FOLDER = Path(__file__).parent / "pictures"
 BACKBONE = dict(img_size=8, patch_size=1, in_chans=1, embed_dim=48, depth=6, num_heads=3, mlp_ratio=2.0, num_classes=10)
 PLACES = dict(keep_rate=0.65, locations=(3, 4, 5))
-#: Options, and steps of fine-tuning (0: the dense model's weights as they are).
+#: Options, and steps of fine-tuning (0: the dense model's weights as they are). Of others see `recipe`.
 RECIPES: dict[str, tuple[dict[str, Any], int]] = {
     "life_regression": (dict(**PLACES, predictor_init="negative_identity", predictor_scale=0.02), 300),
     "evit": (PLACES, 300),
@@ -95,14 +96,20 @@ def train(model: Any, variables: Any, steps: int, rate: float, dense: tuple[Any,
     return {"params": params}
 
 
-def draw(method: str, dense: tuple[Any, Any]) -> Path:
-    """Trains what there is to train, and draws."""
-    options, steps = RECIPES[method]
+def recipe(method: str) -> tuple[dict[str, Any], int]:
+    """That of the table; without one, its defaults at these places."""
+    fields = METHODS[method].__dataclass_fields__
+    return RECIPES.get(method, ({name: value for name, value in PLACES.items() if name in fields}, 300))
+
+
+def draw(method: str, dense: tuple[Any, Any], most: int) -> Path:
+    """Trains what there is to train, `most` steps at most, and draws."""
+    options, steps = recipe(method)
     model = slim.create_model("vit", method=method, **BACKBONE, **options)
     fresh = jax.jit(model.init)(jax.random.key(1), normalised(digits()[0][:1]))
     variables = {"params": {**fresh["params"], **dense[1]["params"]}}
     if steps:
-        variables = train(model, variables, steps, 1e-3, dense)
+        variables = train(model, variables, min(steps, most), 1e-3, dense)
     images = digits()[0]
     logits, aux = jax.jit(functools.partial(model.apply, return_aux=True))(variables, normalised(images[:100]))
     right = float((logits.argmax(-1) == digits()[1][:100]).mean())
@@ -120,10 +127,10 @@ def draw(method: str, dense: tuple[Any, Any]) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", help="all if none is named")
-    parser.add_argument("--steps", type=int, default=600, help="of the dense model's training")
+    parser.add_argument("--steps", type=int, default=600, help="of the dense model's training, the most of any")
     arguments = parser.parse_args()
-    if unknown := set(arguments.methods) - set(RECIPES):
-        parser.error(f"no recipe for {', '.join(sorted(unknown))}; choices: {', '.join(RECIPES)}")
+    if unknown := set(arguments.methods) - set(METHODS):
+        parser.error(f"no method {', '.join(sorted(unknown))}; choices: {', '.join(METHODS)}")
     FOLDER.mkdir(exist_ok=True)
     model = slim.create_model("vit", **BACKBONE)
     variables = jax.jit(model.init)(jax.random.key(0), normalised(digits()[0][:1]))
@@ -133,8 +140,8 @@ def main() -> None:
     dense = (model, train(model, variables, arguments.steps, 2e-3, None))
     logits = jax.jit(model.apply)(dense[1], normalised(digits()[0][:100]))
     print(f"dense: {float((logits.argmax(-1) == digits()[1][:100]).mean()):.0%} of 100 right", flush=True)
-    for method in arguments.methods or RECIPES:
-        draw(method, dense)
+    for method in arguments.methods or METHODS:
+        draw(method, dense, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -7,23 +7,25 @@ from pathlib import Path
 
 # The tests compile far more than they compute: cheap code generation takes a tenth of the time and changes no result
 # beyond rounding. Measurements of speed are not tests. SLIM_TEST_AS_USERS=1 compiles as everybody else does.
-CHEAP = "--xla_cpu_use_fusion_emitters=false"
+CHEAP = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if os.environ.get("SLIM_TEST_AS_USERS", "0") == "0":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if CHEAP not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{CHEAP} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("SLIMVIT_HUGE_PAGES", "0")  # programs would start a second time for them
 
 #: Files, or functions of files, whose tests compile, train or start processes for seconds each: `-m "not slow"` leaves
 #: them out. What is left still traces every method and does all algebra, options, files, data and commands.
 SLOW = """
-    test_any_batch test_batch_norm_training test_budget test_cli_runs test_coverage test_distillation test_encoders
-    test_evo_levit test_export test_fidelity test_from_pretrained test_grid test_inference_weights test_levit
-    test_life_training test_lvvit test_lvvit_methods test_methods_devices test_nnx test_notebooks test_padding
-    test_probe test_report test_saliency test_serve test_serve_page test_soak test_squeeze test_study
-    test_suite_papers test_timm test_token_labelling test_train_distributed test_train_resume test_train_runs test_wheel
-    test_matrix::test_inference test_matrix::test_gradients test_matrix::test_gradients_in_bfloat16
-    test_matrix::test_a_batch_of_one_equals_the_image_inside_a_batch test_matrix::test_keeping_all_is_the_dense_model
+    test_add_a_backbone test_add_a_method test_any_batch test_batch_norm_training test_budget test_cli_runs
+    test_coverage test_distillation test_encoders test_evo_levit test_export test_fidelity test_from_pretrained
+    test_grid test_inference_weights test_levit test_life_training test_lvvit test_lvvit_methods test_methods_devices
+    test_nnx test_notebooks test_padding test_probe test_report test_saliency test_serve test_serve_page test_soak
+    test_squeeze test_study test_suite_papers test_timm test_token_labelling test_train_distributed test_train_resume
+    test_train_runs test_wheel test_matrix::test_inference test_matrix::test_gradients
+    test_matrix::test_gradients_in_bfloat16 test_matrix::test_a_batch_of_one_equals_the_image_inside_a_batch
+    test_matrix::test_keeping_all_is_the_dense_model test_train_config::test_shipped_config_starts_shrunk
     test_train_config::test_shipped_config_runs_shrunk test_train_step::test_eight_devices_equal_one
     test_train_step::test_accumulation_equals_one_big_batch
 """.split()

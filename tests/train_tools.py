@@ -28,6 +28,16 @@ def shipped(name: str) -> Any:
     return training.load_config(ROOT / "configs" / f"{name}.py")
 
 
+def recipe(method: str) -> Any:
+    """The small config of a method; for one that has none, top-k's with the method's defaults."""
+    name = "fashion_mnist_49" if method == "life_regression" else f"fashion_{method}"
+    if (ROOT / "configs" / f"{name}.py").exists():
+        return shipped(name)
+    config = shipped("fashion_topk")
+    config.method.name, config.method.options = method, {}
+    return config
+
+
 def tiny(config: Any, steps: int = 2) -> Any:
     """A copy that runs in seconds on the embedded digits: 3 layers, 16 tokens, `steps` steps a stage.
 
@@ -65,6 +75,12 @@ def tiny(config: Any, steps: int = 2) -> Any:
     return config
 
 
+def few_images(config: Any) -> Any:
+    """The same config on 160 digits and 120 held out: every start of a run decodes all there are."""
+    config.data.update(train_split="train[:160]", eval_split="test[:120]")
+    return config
+
+
 def _tiny_model(name: str, options: dict[str, Any]) -> dict[str, Any]:
     cls, _ = FAMILIES[NAMED[name].family if name in NAMED else name]
     small = cls.tiny()
@@ -85,7 +101,7 @@ def batch_of(rows: int = 16, seed: int = 0) -> dict[str, Any]:
 
 def tiny_config(steps: int = 4) -> Any:
     """Dense, predictor, backbone, of `steps` steps each."""
-    config = tiny(shipped("fashion_mnist_49"), steps)
+    config = few_images(tiny(shipped("fashion_mnist_49"), steps))
     config.name = "run"
     config.model.options.mlp_ratio = 2.0
     config.augment.hflip = 0.0

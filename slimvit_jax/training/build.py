@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -143,10 +144,16 @@ def eval_data(config: Any, source: data.Source | None = None, batch_size: int | 
     )
 
 
-def init_variables(model: Any, seed: int, shardings: Any = None) -> Any:
+def init_variables(model: Any, seed: int) -> Any:
     """Fresh variables, compiled so that the forward pass that shapes them is never run."""
+    return _initialiser(model)(jax.random.key(seed))
+
+
+@functools.lru_cache(maxsize=16)
+def _initialiser(model: Any) -> Any:
+    """Key -> variables. Equal models share it: a stage asks for their shapes several times, and tracing takes long."""
     image = np.zeros((1, *model.img_size, model.in_chans), np.float32)
-    return jax.jit(lambda key: model.init(key, image), out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(lambda key: model.init(key, image))
 
 
 def start_path(config: Any) -> str:

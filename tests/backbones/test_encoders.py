@@ -92,7 +92,8 @@ def test_positions_follow_the_tokens_that_stay(encoder):
     model = slim.create_model(name, method="random", keep_rate=0.5, locations=(1,), **options)
     images = np.random.default_rng(0).normal(size=(1, *model.img_size, 3)).astype(np.float32)
     scores = np.random.default_rng(1).random((1, 12)).astype(np.float32)
-    logits, aux = model.apply(from_torch(model, theirs.state_dict()), images, return_aux=True, scores=scores)
+    apply = jax.jit(lambda v: model.apply(v, images, return_aux=True, scores=scores))
+    logits, aux = apply(from_torch(model, theirs.state_dict()))
     kept = torch.from_numpy(np.asarray(aux.kept[0][0]))
     front = model.geometry.prefix_tokens
     with torch.no_grad():

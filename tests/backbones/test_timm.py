@@ -80,9 +80,8 @@ def test_named_model_has_timms_preprocessing(name):
 
 @pytest.mark.parametrize("name", VITS)
 def test_named_model_computes_what_timm_computes(name):
-    """At the model's own width, heads and image size; two layers (one where an image is large)."""
-    depth = 2 if NAMED[name].kwargs["img_size"] == 224 else 1
-    assert_same_logits(reference(name, depth=depth), slim.create_model(name, depth=depth))
+    """At the model's own width, heads and image size; one layer, as they are alike."""
+    assert_same_logits(reference(name, depth=1), slim.create_model(name, depth=1))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -153,7 +152,7 @@ def test_weights_of_another_image_size(extra, size):
     other.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(state), other))
     model = slim.create_model("vit", img_size=size, **options)
     images = images_for(model)
-    got = model.apply(from_torch(model, state, resample_pos_embed=True), images)
+    got = jax.jit(model.apply)(from_torch(model, state, resample_pos_embed=True), images)
     assert np.abs(np.asarray(got) - logits(other, images)).max() < TOLERANCE
 
 
@@ -162,9 +161,10 @@ def test_weights_written_here_load_in_timm(tmp_path):
     model = slim.create_model("vit", **options)
     images = images_for(model)
     variables = jax.jit(model.init)(jax.random.key(0), images)
+    ours = np.asarray(jax.jit(model.apply)(variables, images))
     for kind in ("safetensors", "pth"):
         slim.convert.save(model, variables, tmp_path / f"weights.{kind}")
         theirs = timm.create_model(
             "vit_tiny_patch16_224", checkpoint_path=str(tmp_path / f"weights.{kind}"), **options
         ).eval()
-        assert np.abs(logits(theirs, images) - np.asarray(model.apply(variables, images))).max() < TOLERANCE
+        assert np.abs(logits(theirs, images) - ours).max() < TOLERANCE

@@ -1,70 +1,66 @@
-"""The example of docs/add_a_method.md: its code as printed, through create_model and a training step."""
+"""The page docs/add_a_method.md followed literally in a copy of the tree, and the tests that find new methods there."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
-import types
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 
-import slimvit_jax as slim
-from slimvit_jax.errors import SlimError
-from slimvit_jax.methods import METHODS
-from slimvit_jax.training.step import StepOptions, make_train_step, new_state
-
-PAGE = Path(__file__).parents[2] / "docs" / "add_a_method.md"
-SMALL = dict(img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, num_classes=5)
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "add_a_method.md"
+#: What goes through the table of methods; more than these would, but each kind of thing they ask for is here.
+ASKED = ("test_matrix.py", "methods/test_method_facts.py", "docs/test_method_docs.py")
 
 
-@pytest.fixture()
-def blocks(monkeypatch):
-    """The code blocks of the page, the first run as a module and its class entered in the table of methods."""
-    code = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    module = types.ModuleType("slimvit_jax.methods.gate")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look up the module of a class
-    exec(compile(code[0], f"{PAGE.name}: the method", "exec"), module.__dict__)
-    monkeypatch.setitem(METHODS, module.Gate.method, module.Gate)
-    return code
-
-
-def test_it_is_under_sixty_lines(blocks):
-    assert len(blocks[0].splitlines()) < 60
-
-
-def test_its_usage_runs_as_printed(blocks):
-    exec(compile(blocks[1], f"{PAGE.name}: using it", "exec"), {})
-
-
-def test_it_trains(blocks):
-    model = slim.create_model("deit_distilled", method="gate", layer=1, **SMALL)
-    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    optimizer = optax.adam(1e-3)
-    step = make_train_step(
-        model,
-        model.losses,
-        optimizer,
-        lambda _: jnp.float32(1e-3),
-        jax.random.key(2),
-        StepOptions(loss_weights=model.loss_weights()),
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy with the page's file, its line in the table, its section in the documentation, and its code to use it."""
+    tree = tmp_path_factory.mktemp("tree")
+    for folder in ("slimvit_jax", "docs"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("conftest.py", "golden.py", "test_architecture.py", *ASKED):
+        (tree / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tree / "tests" / name)
+    page = PAGE.read_text()
+    file, usage = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (section,) = re.findall(r"^```markdown\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (name,) = re.findall(r"a file, `(slimvit_jax/methods/\w+\.py)`", page)
+    (tree / name).write_text(file)
+    (tree / "usage.py").write_text(usage)
+    ((line, entry),) = re.findall(r"^    (from slimvit_jax\.methods\.\w+ import (\w+))$", page, re.MULTILINE)
+    table = tree / "slimvit_jax" / "methods" / "__init__.py"
+    table.write_text(
+        table.read_text().replace("\nMETHODS", f"{line}\n\nMETHODS").replace("  TopK,\n", f"  TopK,\n{entry},")
     )
-    state = new_state(variables, "all", optimizer, ema=False)
-    batch = {"image": images, "label": jnp.arange(4), "mask": jnp.ones(4)}
-    after, metrics = jax.jit(step)(state, batch)
-    assert np.isfinite(metrics).all() and after.step == 1
-    before = state.variables["params"]["slim"]["score"]["kernel"]
-    assert not np.array_equal(before, after.variables["params"]["slim"]["score"]["kernel"])
-    _, aux = model.apply(after.variables, images, return_aux=True)
-    assert aux.token_counts == (16, 12, 12)
+    methods = tree / "docs" / "methods.md"
+    methods.write_text(
+        methods.read_text().replace("## All patches in the end", f"{section}\n## All patches in the end")
+    )
+    return tree
 
 
-@pytest.mark.parametrize("options", [dict(keep_rate=0), dict(layer=9), dict(layers=2)])
-def test_its_options_are_checked(blocks, options):
-    with pytest.raises(SlimError):
-        slim.create_model("vit", method="gate", **SMALL, **options)
+def run(tree, *command):
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_usage_runs_as_printed(tree):
+    run(tree, "usage.py")
+
+
+def test_the_tests_of_all_methods_pass(tree):
+    """After the two commands that the page gives; the picture from a training of two steps."""
+    commands = re.findall(r"^    python (docs/\S+)(.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for script, words in commands:
+        run(tree, script, *words.split(), *(["--steps=2"] if "pictures" in script else []))
+    chosen = "gate or the_table_is or one_way or no_method_by_name"
+    said = run(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "tests", "-k", chosen)
+    assert re.search(r"\d+ passed", said) and "skipped" not in said

@@ -43,7 +43,7 @@ def test_report_json_is_whole(written):
     folder, facts = written
     assert json.loads((folder / "report.json").read_text()) == facts
     assert [row["name"] for row in facts["rows"]] == ["dense", "all kept", "0.9", "0.5"]
-    assert all(row["count"] == 360 and row["images_per_second"] > 0 for row in facts["rows"])
+    assert all(row["count"] == 120 and row["images_per_second"] > 0 for row in facts["rows"])
     assert facts["rows"][0]["token_counts"] == [16, 16, 16] and facts["rows"][3]["token_counts"] == [16, 8, 4]
     assert facts["rows"][0]["speed_ratio"] == 1 and "minus_dense" not in facts["rows"][0]
     for row in facts["rows"][2:]:
@@ -64,7 +64,7 @@ def test_random_orders_keep_everything_at_rate_one(tmp_path):
 def test_markdown_marks_whose_numbers_they_are(written):
     folder, facts = written
     text = (folder / "report.md").read_text()
-    assert "Not measured here: Table III" in text and "360 held-out images" in text
+    assert "Not measured here: Table III" in text and "120 held-out images" in text
     for path in facts["figures"].values():
         assert f"({path})" in text and Image.open(folder / path).size[0] > 300
     assert not [p for p in folder.rglob(".*")], "temporary files are gone"

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from train_tools import CACHE, ROOT, same, shipped, tiny
+from train_tools import CACHE, ROOT, few_images, same, shipped, tiny
 
 from slimvit_jax import convert, training
 from slimvit_jax.training import build, loop
@@ -72,7 +72,7 @@ def test_statistics_over_two_devices_are_those_of_the_batch(outcome, name):
 
 def test_statistics_are_in_checkpoints_and_weights(tmp_path, monkeypatch):
     """A run that was stopped after two of four steps ends as one that was not."""
-    config = tiny(shipped("fashion_levit"), steps=4)
+    config = few_images(tiny(shipped("fashion_levit"), steps=4))
     config.log.tensorboard, config.cache_dir = False, CACHE
     straight = training.run(config, tmp_path / "straight")
     steps = loop.StageProgress.update

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from train_tools import ROOT, run_train, shipped, tiny, tiny_config, write_config
+from train_tools import ROOT, few_images, run_train, shipped, tiny, tiny_config, write_config
 
 from slimvit_jax import training
 from slimvit_jax.__main__ import main
@@ -51,8 +51,8 @@ def test_shipped_config_tells_its_command_source_and_outcome(name):
 def test_shipped_config_starts_shrunk(name):
     """Model, losses, optimiser, augmentation and data of every stage fit together: a step is traced on a real batch."""
     shipped(name)
-    config = training.validate(tiny(shipped(name)))
-    source = build.build_source(config, "train")
+    config = training.validate(few_images(tiny(shipped(name))))
+    source = build.build_source(config, config.data.train_split)
     for index, name_of_stage in enumerate(config.schedule):
         stage = build.build_stage(config, name_of_stage, 3)
         batch = next(build.train_data(config, stage.config, index, source))
@@ -66,7 +66,7 @@ def test_shipped_config_starts_shrunk(name):
 
 @pytest.mark.parametrize("name", ["digits", "imagenet_deit_small"])
 def test_shipped_config_runs_shrunk(name, tmp_path):
-    config = tiny(shipped(name), steps=1)
+    config = few_images(tiny(shipped(name), steps=1))
     config.cache_dir = "/tmp/slimvit_jax_test_cache"
     result = training.run(config, tmp_path)
     assert list(result.variables) == list(config.schedule)
@@ -202,7 +202,7 @@ def test_overrides_take_the_type_of_the_field():
         ({"data.name": "digit"}, ["digit", "digits"]),
         ({"data.train_split": "trian"}, ["trian", "train"]),
         ({"augment.kind": "shft"}, ["shft", "shift"]),
-        ({"data.batch_size": "4000"}, ["4000", "1437"]),
+        ({"data.batch_size": "4000"}, ["4000", "160"]),
         ({"stages.dense.loss_weights.ratio": "1.0"}, ["ratio", "classification"]),
         ({"stages.dense.trainable": "['hed/.*']"}, ["hed/.*", "matches no parameter", "blocks_0"]),
         ({"init.path": "nowhere.safetensors"}, ["nowhere.safetensors"]),

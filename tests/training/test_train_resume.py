@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from test_train_runs import stop_after
-from train_tools import CACHE, same, shipped, tiny
+from train_tools import CACHE, few_images, same, shipped, tiny
 
 from slimvit_jax import convert, training
 from slimvit_jax.training import build
@@ -14,7 +14,7 @@ from slimvit_jax.training import build
 @pytest.mark.parametrize("method", ["dynamicvit", "sit"])
 def test_a_teacher_survives_a_restart(method, tmp_path, monkeypatch):
     """The teacher is in the checkpoint, an average of the weights is kept, DynamicViT draws its decisions at random."""
-    config = tiny(shipped(f"fashion_{method}"), steps=3)
+    config = few_images(tiny(shipped(f"fashion_{method}"), steps=3))
     config.log.tensorboard, config.cache_dir = False, CACHE
     config.schedule = ("finetune",)
     config.mixup.update(mixup=0.8, cutmix=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -65,12 +66,12 @@ def test_a_run_leaves_what_it_says(straight):
     } <= {entry.name for entry in path.iterdir()}
     data = json.loads((path / "data.json").read_text())
     assert data["class_names"] == [str(digit) for digit in range(10)]
-    assert data["evaluation"] == {"split": "test", "images": 360}
+    assert data["evaluation"] == {"split": "test[:120]", "images": 120}
     train = lines(path)
     assert [entry["step"] for entry in train] == list(range(1, 13))
     keys = {"stage", "stage_step", "epoch", "loss", "loss_classification", "accuracy", "grad_norm", "lr"}
     assert keys | {"images_per_second", "data_wait", "time"} <= train[0].keys()
-    assert len(lines(path, "eval")) == 3 and lines(path, "eval")[0]["examples"] == 360
+    assert len(lines(path, "eval")) == 3 and lines(path, "eval")[0]["examples"] == 120
     for name in ("compiled", "memory"):
         assert [e["stage"] for e in lines(path, "event") if e["name"] == name] == ["dense", "predictor", "backbone"]
     assert all(e["process_peak_mib"] > 0 for e in lines(path, "event") if e["name"] == "memory")
@@ -92,7 +93,7 @@ def test_one_set_of_weights_serves_other_keep_rates(straight):
     images = np.zeros((2, 16, 16, 1), np.float32)
     for rate in (0.9, 0.5):
         model = training.build_model(straight.config, keep_rate=rate)
-        logits = model.apply(straight.variables["backbone"], images)
+        logits = jax.jit(model.apply)(straight.variables["backbone"], images)
         assert np.isfinite(logits).all()
 
 
@@ -175,7 +176,7 @@ def test_a_run_that_did_nothing_claims_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == "" and not (tmp_path / "run" / "config.json").exists()
     config.init.path = ""
     result = training.run(config, tmp_path / "run")
-    assert (tmp_path / "run" / "config.json").exists() and result.metrics["dense"]["examples"] == 360
+    assert (tmp_path / "run" / "config.json").exists() and result.metrics["dense"]["examples"] == 120
     assert [entry["stage_step"] for entry in lines(tmp_path / "run")] == [1, 2]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"architecture": "vit"}')
@@ -230,14 +231,21 @@ def damage(checkpoint: Path, how: str) -> None:
                 file.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "one bit", "meta", "gone"])
-def test_corrupt_newest_checkpoint(how, straight, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4 + 3)  # after step 3 of the predictor stage; saved there and at its step 2
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run stopped after step 3 of the predictor stage; saved there and at its step 2."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4 + 3)
         with pytest.raises(training.Stopped):
-            training.run(tiny_config(), tmp_path)
-    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert steps == [6, 7]
+            training.run(tiny_config(), workdir)
+    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == [6, 7]
+    return workdir
+
+
+@pytest.mark.parametrize("how", ["truncated", "one bit", "meta", "gone"])
+def test_corrupt_newest_checkpoint(how, straight, stopped, tmp_path, capsys):
+    tmp_path = shutil.copytree(stopped, tmp_path / "run")
     damage(tmp_path / "checkpoints" / "7", how)
     result = training.run(tiny_config(), tmp_path)
     assert same(result.variables["backbone"]["params"], straight.variables["backbone"]["params"])

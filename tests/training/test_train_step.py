@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -211,22 +212,26 @@ print(json.dumps({{
 """
 
 
+@functools.cache
+def outcome(count, shards):
+    """Of three steps in a process with so many devices, `shards` of which share a copy of the parameters."""
+    script = MANY.format(root=str(ROOT), devices=count, fsdp=shards)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.xdist_group("eight_devices")
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_equal_one(fsdp):
-    outcomes = []
-    for count, shards in ((1, 1), (8, fsdp)):
-        script = MANY.format(root=str(ROOT), devices=count, fsdp=shards)
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        outcomes.append(json.loads(done.stdout.splitlines()[-1]))
-    one, many = outcomes
+    one, many = outcome(1, 1), outcome(8, fsdp)
     np.testing.assert_allclose(one["metrics"], many["metrics"], rtol=1e-4)
     np.testing.assert_allclose(one["head"], many["head"], atol=2e-5)
     assert not any(one["collectives"].values())
