@@ -28,6 +28,10 @@ SLOW = """
     test_matrix::test_keeping_all_is_the_dense_model test_train_config::test_shipped_config_starts_shrunk
     test_train_config::test_shipped_config_runs_shrunk test_train_step::test_eight_devices_equal_one
     test_train_step::test_accumulation_equals_one_big_batch
+    test_merging::test_every_original_token_has_an_owner_or_is_gone test_clustering::test_budgets_and_batches
+    test_results_page::test_committed_pages_are_of_the_committed_results
+    test_convert_layouts::test_models_of_transformers_compute_the_same
+    test_life_regression::test_soft_weights_with_a_large_temperature_are_the_hard_drop
 """.split()
 
 MAPS, MOST_MAPS, EVERY = Path("/proc/self/maps"), 20_000, 25
