@@ -124,6 +124,10 @@ class Bench:
 
     def times(self, methods: Mapping[Any, Slimming], clock: Clock) -> dict[Any, float]:
         """Milliseconds of a batch of each, where the dense model takes what the cost model says."""
+        return {key: statistics.median(samples) for key, samples in self._samples(methods, clock).items()}
+
+    def _samples(self, methods: Mapping[Any, Slimming], clock: Clock) -> dict[Any, list[float]]:
+        """The same, of every round."""
         if self._timed is None:
             self._timed = Inference(self.model.clone(slim=Slimming(geometry=self.model.geometry)), self.variables)
         models = {key: Inference(self.model.clone(slim=slim), self.variables) for key, slim in methods.items()}
@@ -131,8 +135,7 @@ class Bench:
             {"": self._timed, **models}, clock.batch_size, rounds=clock.rounds, min_seconds=clock.seconds
         )
         dense = speeds[""].seconds
-        ratio = {key: statistics.median(np.divide(speeds[key].seconds, dense)) for key in methods}
-        return {key: ratio[key] * self.cost.dense for key in methods}
+        return {key: (np.divide(speeds[key].seconds, dense) * self.cost.dense).tolist() for key in methods}
 
     def learn_extra(
         self, names: Sequence[str], shapes: Mapping[str, list[Shape]], limit: float, clock: Clock, say: Say
@@ -148,15 +151,19 @@ class Bench:
             say(f"  {name}: adds {first:.2f} ms once, {later:.2f} ms further on")
 
     def meet(self, name: str, counts: Counts, limit: float, clock: Clock, say: Say) -> tuple[Counts, float]:
-        """The counts scaled until their measured time is the limit's, and that time."""
+        """The counts scaled until their measured time is the limit's, and that time.
+
+        A difference within two standard errors of the measured median is none: a busy machine's clock does not decide.
+        """
         asked, tried, twice = limit, {}, dataclasses.replace(clock, rounds=2 * clock.rounds)
         for _ in range(4):
-            times = self.times({name: self.families[name].at(counts)}, twice)
-            tried[counts] = times[name]
-            say(f"measured: {times[name]:.2f} ms of {limit:.2f}")
-            if abs(times[name] / limit - 1) <= CLOSE:
-                break
-            asked *= limit / times[name]
+            samples = self._samples({name: self.families[name].at(counts)}, twice)[name]
+            tried[counts] = ms = statistics.median(samples)
+            error = 1.253 * 1.4826 * float(np.median(np.abs(np.subtract(samples, ms)))) / math.sqrt(len(samples))
+            say(f"measured: {ms:.2f} ± {error:.2f} ms of {limit:.2f}")
+            if abs(ms - limit) <= max(CLOSE * limit, 2 * error):
+                return counts, ms
+            asked *= limit / ms
             if asked >= self.cost.dense:  # by a time that something else disturbed: nothing would be dropped
                 break
             again = self.fitted(name, [schedules.scaled(counts, self.patches)], asked, step=1)

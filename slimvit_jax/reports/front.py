@@ -53,7 +53,7 @@ def draw_front(path: str | Path, budget: Budget, title: str = "") -> Path:
             right.step(range(len(counts)), counts, where="post", color=color, lw=width, zorder=3 - (name != "found"))
         left.axvline(budget.target_ms, color=QUIET, lw=1, ls=":")
         left.annotate(
-            "asked for", (budget.target_ms, 0.02), xycoords=("data", "axes fraction"), xytext=(3, 0),
+            "asked for", (budget.target_ms, 0.94), xycoords=("data", "axes fraction"), xytext=(3, 0),
             textcoords="offset points", color=QUIET, fontsize=8,
         )  # fmt: skip
         log_scale(left.yaxis)
