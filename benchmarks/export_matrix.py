@@ -1,6 +1,6 @@
 """Every method on every backbone as an ONNX file with a batch of any size, run at batches 1, 3 and 16 against JAX.
 
-    python -m benchmarks.export_matrix --output results/export_matrix.json
+    python -m benchmarks.export_matrix --output results/export_matrix.json          goes on where it stopped
 
 Small models with random weights and random images: what is looked at is whether a graph computes the same, not how
 fast. Logits are compared, and the patches kept, as sets, image by image. ONNX Runtime runs every file, OpenVINO where
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import collections
 import importlib.util
+import itertools
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import slimvit_jax as slim
-from slimvit_jax.files import write_json, write_text
+from slimvit_jax.errors import unknown
+from slimvit_jax.files import read_json, write_json, write_text
 from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.options import kinds_of
 
@@ -50,6 +53,7 @@ FIT = {
     "ratio": 0.8,
 }
 BATCHES = (1, 3, 16)
+COMMAND = "python -m benchmarks.export_matrix --output results/export_matrix.json"
 
 
 def build(family: str, method: str | None) -> Any:
@@ -141,26 +145,34 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", "Refused by name and reason:" if notes else "", *notes]).rstrip() + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; exit status 2 for bad input."""
+    methods, parser = ["dense", *slim.list_methods()], argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--families", default=",".join(FAMILIES), help="default: all")
-    parser.add_argument("--methods", default="", help="default: dense and all")
-    parser.add_argument("--output", metavar="FILE.json", help="write the rows there, and the table beside it as .md")
-    args = parser.parse_args()
-    methods = args.methods.split(",") if args.methods else ["dense", *slim.list_methods()]
-    rows = []
+    parser.add_argument("--methods", default=",".join(methods), help="default: dense and all")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="rows that are there are not done again")
+    args = parser.parse_args(argv)
+    rows = read_json(args.output)["rows"] if args.output and args.output.exists() else []
+    done = {(row["family"], row["method"]) for row in rows}
+    families, asked = args.families.split(","), args.methods.split(",")
+    for kind, values, choices in (("family", families, FAMILIES), ("method", asked, methods)):
+        for value in set(values) - set(choices):
+            print(f"export_matrix: error: {unknown(kind, value, choices)}", file=sys.stderr)
+            return 2
     with tempfile.TemporaryDirectory() as folder:
-        for family in args.families.split(","):
-            for method in methods:
-                rows.append(compare(family, None if method == "dense" else method, Path(folder)))
-                print({key: value for key, value in rows[-1].items() if key != "outputs"}, flush=True)
-                jax.clear_caches()
-                if args.output:
-                    write_json(args.output, {"machine": describe_machine(), "rows": rows})
+        for family, method in itertools.product(families, asked):
+            if (family, method) in done:
+                continue
+            rows.append(compare(family, None if method == "dense" else method, Path(folder)))
+            print({key: value for key, value in rows[-1].items() if key != "outputs"}, flush=True)
+            jax.clear_caches()
+            if args.output:
+                write_json(args.output, {"command": COMMAND, "machine": describe_machine(), "rows": rows})
     if args.output:
-        write_text(Path(args.output).with_suffix(".md"), table(rows))
+        write_text(args.output.with_suffix(".md"), table(rows))
     print(table(rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

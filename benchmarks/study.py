@@ -6,8 +6,9 @@
     python -m benchmarks.study ... --hours=1.5                no new run after so long
 
 The same command goes on where it stopped, also within a run. WORKDIR has study.json (config, machine, the dense
-model), dense.safetensors, life.safetensors (life regression at 0.7, seed 0) and results.jsonl: a line per run and
-question, rewritten as a whole after each run. `python -m benchmarks.report` makes tables and pictures of it.
+model, and those trained again where its weights were lost), dense.safetensors, life.safetensors (life regression at
+0.7, seed 0) and results.jsonl: a line per run and question, rewritten as a whole after each run. `python -m
+benchmarks.report` makes tables and pictures of it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 from benchmarks import results
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
-from slimvit_jax.files import write_json, write_text
+from slimvit_jax.files import read_json, write_json, write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.training import fields
 
@@ -100,7 +101,12 @@ class Study:
         command = ["python", "-m", "benchmarks.study", *(re.sub(r"=/.*/", "=", part) for part in sys.argv[1:])]
         about = {"command": shlex.join(command), "date": _now()}  # no folder of this machine
         about |= {"machine": describe_machine(), "scale": self.config.name.removeprefix("study_")}
-        write_json(self.path / "study.json", about | {"config": _plain(self.config.to_dict()), "dense": facts})
+        about |= {"config": _plain(self.config.to_dict()), "dense": facts}
+        if self.rows:  # weights were lost: they are not the same to the bit where threads add up in another order
+            again = about
+            about = read_json(self.path / "study.json")
+            about.setdefault("dense_again", []).append({k: v for k, v in again.items() if k != "config"})
+        write_json(self.path / "study.json", about)
         shutil.rmtree(self.path / "runs" / "dense")
         return str(weights)
 
@@ -116,6 +122,8 @@ class Study:
         row = {"cell": cell.name, "group": cell.group, "variant": cell.variant, "method": cell.method}
         row |= {"options": dict(cell.options), "train_rate": cell.train_rate, "seed": cell.seed}
         row |= {"epochs": sum(config.stages[name].epochs for name in cell.schedule)}
+        about = read_json(self.path / "study.json")
+        row["dense_accuracy"] = [about, *about.get("dense_again", [])][-1]["dense"]["accuracy"]  # what it starts from
         try:
             result = training.run(config, folder) if cell.schedule else untuned(config)
         except training.NotFinite as error:

@@ -142,6 +142,20 @@ def test_a_study_older_than_a_field_goes_on(done, tmp_path):
         study.Study(config, tmp_path)
 
 
+def test_lost_dense_weights_are_trained_again(done, tmp_path):
+    """The study keeps its dense model's figures and adds those of the new one; rows say which they start from."""
+    work, arguments = done
+    for name in ("study.json", "results.jsonl"):
+        (tmp_path / name).write_bytes((work / name).read_bytes())
+    study.Study(training.load_config(arguments[0].removeprefix("--config=")), tmp_path).dense_weights()
+    before, after = (json.loads((folder / "study.json").read_text()) for folder in (work, tmp_path))
+    (again,) = after.pop("dense_again")
+    assert after == before and again["dense"]["examples"] == 360
+    rows = [json.loads(line) for line in (work / "results.jsonl").read_text().splitlines()]
+    assert {row["dense_accuracy"] for row in rows} == {before["dense"]["accuracy"]}
+    assert (tmp_path / "dense.safetensors").exists()
+
+
 @pytest.mark.parametrize(("name", "config"), [("study_micro", "study_fashion"), ("study_photos", "study_photos")])
 def test_committed_studies_go_on(name, config):
     """Whatever version of the library began them: its file and today's config are one study."""
