@@ -58,6 +58,7 @@ def around(app: Starlette) -> uvicorn.Server:
             http="h11",
             ws="none",
             lifespan="on",
+            log_config=None,  # its own would close the handlers that the process has, absl's and with it stderr
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -158,7 +158,8 @@ def test_a_run_on_names_of_all_kinds(tmp_path, capsys):
                 Image.fromarray(random.integers(0, 256, (16, 16), np.uint8)).save(file, "PNG")
     config = tiny_config(steps=1)
     config.schedule = ("dense", "backbone")
-    config.data.update(name="folder", data_dir=str(tmp_path / "data"), eval_split="val", batch_size=4)
+    config.data.update(name="folder", data_dir=str(tmp_path / "data"), batch_size=4)
+    config.data.update(train_split="train", eval_split="val")
     config.model.options.num_classes = 3
     config.eval.keep_rates = (0.5,)
     config.report.update(images=3, seeds=1, batch_size=12, rounds=2)
