@@ -28,6 +28,7 @@ from slimvit_jax.inference.timing import describe_machine, interleave, sampler
 
 NAME = "deit_small_patch16_224"
 RATES = (1.0, 0.7, 0.5)
+PAUSE = 0.2  # seconds before a sample: the threads of the session before it wait spinning
 
 
 def export_ours(name: str, folder: Path) -> dict[str, tuple[Path, int]]:
@@ -112,7 +113,7 @@ def main() -> None:
             for label, (path, _) in files.items():
                 images = ours if label.startswith("ours") else np.ascontiguousarray(ours.transpose(0, 3, 1, 2))
                 calls[runtime, label] = sampler(load(path, images, threads))
-        timings = interleave({f"{a}|{b}": call for (a, b), call in calls.items()}, rounds=args.rounds)
+        timings = interleave({f"{a}|{b}": call for (a, b), call in calls.items()}, args.rounds, 0.2, PAUSE)
     clock = "cpu" if threads == 1 else "wall"
     rows: dict[str, Any] = {runtime: {} for runtime in RUNTIMES}
     for runtime, label in calls:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import slimvit_jax as slim
-from benchmarks import fidelity, resolution, saliency
+from benchmarks import fidelity, latency, resolution, saliency
 from benchmarks import segmentation as probe
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
 from slimvit_jax.errors import SlimError
+from slimvit_jax.files import read_text
 from slimvit_jax.reports.paper_rows import ROUNDING, count, paper_rows, paper_speedup
 from slimvit_jax.reports.report_text import paper_tables
 
@@ -387,5 +388,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "papers tokens": lambda results: growth(results, "tokens"),
     "papers depth": lambda results: growth(results, "depth"),
     "speed methods": lambda results: throughput(results / "cpu_methods.json"),
+    "latency": lambda results: latency.tables(latency.read(results / "latency.jsonl")).strip(),
+    "export speed": lambda results: read_text(results / "export_speed.md").strip(),
+    "export matrix": lambda results: read_text(results / "export_matrix.md").strip(),
     "speed timm": lambda results: throughput(results / "cpu_torch_compile.json"),
 }

@@ -149,6 +149,14 @@ def top_values(write: Writer, scores: Value, k: int) -> Value:
     return write.TopK(scores, write.ints(k), results=2, axis=-1, largest=1, sorted=1)[0]
 
 
+def first_highest(write: Writer, values: Value, axis: int) -> list[Value]:
+    # Not in two reductions as ours: OpenVINO's ReduceMax makes a finite number of -inf, and its ReduceMin of whole
+    # numbers was seen to go wrong behind a Where.
+    axis %= len(write.shapes[id(values)])
+    first = write.ArgMax(values, axis=axis, keepdims=0, select_last_index=0)
+    return [write.int32(first), write.ReduceMax(values, write.ints(axis), keepdims=0)]
+
+
 def argsort(write: Writer, values: Value) -> Value:
     return _first(write, values, write.shapes[id(values)][1], "Less")
 
@@ -210,6 +218,7 @@ PIECES = {
         weighted_values,
         top,
         top_values,
+        first_highest,
         argsort,
         gather,
         put,

@@ -237,7 +237,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
         first = tokens.memory.get("class_attention")
         if first is None:
             first = coverage.centrality(patches)
-        chosen = jnp.argmax(first, axis=1)
+        chosen = select.first_highest(first, axis=1)[0]
         few = self.bound.num_patches <= FEW_PATCHES
         if self.coverage_order == "greedy" or (self.coverage_order == "auto" and few):
             return coverage.greedy_ranks(patches, chosen)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.ops.select import gather, put, top, top_values
+from slimvit_jax.ops.select import first_highest, first_lowest, gather, put, top, top_values
 
 Array = jax.Array
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -36,14 +36,6 @@ def pairwise_distances(x: Array) -> Array:
     return jnp.sqrt(jnp.where(jnp.eye(x.shape[1], dtype=bool), 0.0, jnp.maximum(squared, 0.0)))
 
 
-def first_minimum(values: Array, axis: int) -> Array:
-    """argmin, ties to the lower index, as two plain reductions: several times as fast as argmin on a CPU."""
-    axis %= values.ndim
-    positions = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis)
-    lowest = values.min(axis=axis, keepdims=True)
-    return jnp.where(values == lowest, positions, values.shape[axis] - 1).min(axis=axis)
-
-
 def nearest_center(distances: Array, centers: Array) -> Array:
     """(B, n) int32: the number of the nearest center of every token; ties go to the lower number.
 
@@ -51,7 +43,7 @@ def nearest_center(distances: Array, centers: Array) -> Array:
       distances: (B, n, n), symmetric.
       centers: (B, m) int32 tokens.
     """
-    return first_minimum(gather(distances, centers), axis=1)
+    return first_lowest(gather(distances, centers), axis=1)
 
 
 def k_medoids(distances: Array, weight: Array, centers: Array, iterations: int) -> tuple[Array, Array]:
@@ -75,7 +67,7 @@ def k_medoids(distances: Array, weight: Array, centers: Array, iterations: int) 
 
     def move(_: int, centers: Array) -> Array:
         member = nearest_center(distances, centers)[:, None, :] == numbers
-        cheapest = first_minimum(jnp.where(member, cost, jnp.inf), axis=2)
+        cheapest = first_lowest(jnp.where(member, cost, jnp.inf), axis=2)
         return jnp.where(member.any(axis=2), cheapest, centers)
 
     centers = jax.lax.fori_loop(0, iterations, move, centers)
@@ -98,7 +90,7 @@ def far_apart(distances: Array, first: Array, k: int) -> Array:
         farthest, free, chosen = carry
         farthest = jnp.maximum(farthest, gather(distances, chosen[:, None])[:, 0])
         free = free & (tokens != chosen[:, None])
-        following = jnp.argmax(jnp.where(free, farthest, -jnp.inf), axis=1).astype(jnp.int32)
+        following = first_highest(jnp.where(free, farthest, -jnp.inf), axis=1)[0]
         return (farthest, free, following), chosen
 
     tokens = jnp.arange(distances.shape[1], dtype=jnp.int32)
@@ -215,7 +207,7 @@ def sample_by_quantiles(cdf: Array, points: np.ndarray, valid: Array, k: int) ->
       (B, k) int32 indices, the sampled ones first and ascending, and (B, k) bool, which those are.
     """
     gap = jnp.abs(cdf[:, None, :] - jnp.asarray(points)[None, :, None])
-    picked = first_minimum(jnp.where(valid[:, None, :], gap, jnp.inf), axis=2)
+    picked = first_lowest(jnp.where(valid[:, None, :], gap, jnp.inf), axis=2)
     tokens = jnp.arange(cdf.shape[1], dtype=jnp.int32)
     sampled = (picked[:, :, None] == tokens).any(axis=1)
     index = top(sampled.astype(jnp.float32), k)  # ties in ascending order: the sampled ones, then the others

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.ops.cluster import unit
-from slimvit_jax.ops.select import gather
+from slimvit_jax.ops.select import first_lowest, gather
 
 Array = jax.Array
 
@@ -53,7 +53,7 @@ def greedy_ranks(patches: Array, first: Array) -> Array:
         ranks = jnp.where(positions == pick[:, None], rank, ranks)
         row = gather(cosines, pick[:, None])[:, 0]
         covered = jnp.where(positions == pick[:, None], jnp.inf, jnp.maximum(covered, row))
-        return _first_smallest(covered), covered, ranks
+        return first_lowest(covered, axis=1), covered, ranks
 
     start = (first.astype(jnp.int32), jnp.full((batch, n), -jnp.inf), jnp.zeros((batch, n), jnp.int32))
     return jax.lax.fori_loop(0, n, step, start)[2]
@@ -110,10 +110,3 @@ def standard_ranks(ranks: Array) -> Array:
     n = ranks.shape[1]
     spread = max(1.0, ((n * n - 1) / 12) ** 0.5)
     return ((n - 1) / 2 - ranks.astype(jnp.float32)) / spread
-
-
-def _first_smallest(values: Array) -> Array:
-    """(B, N) to (B,) int32: argmin as two plain reductions, faster on a CPU and the same on every device."""
-    positions = jnp.arange(values.shape[1], dtype=jnp.int32)
-    smallest = values.min(axis=1, keepdims=True)
-    return jnp.where(values == smallest, positions, values.shape[1] - 1).min(axis=1)

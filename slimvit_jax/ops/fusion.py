@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.ops.merge import Matching, unit, without_front
-from slimvit_jax.ops.select import argsort, gather, put
+from slimvit_jax.ops.select import argsort, first_highest, gather, put
 
 Array = jax.Array
 
@@ -65,11 +65,11 @@ def bidirectional_matching(scores: Array, r: int, protected: int, both_ways: boo
     r_even = r // 2 if both_ways else r
     r_odd = r - r_even
 
-    best_odd, highest = _best(scores, axis=2)
+    best_odd, highest = first_highest(scores, axis=2)
     order = argsort(-highest)
     leaves, stays = order[:, :r_even], jnp.sort(order[:, r_even:], axis=1)
     gone = put(jnp.zeros((batch, a), bool), leaves, jnp.ones(leaves.shape, bool))
-    best_even, highest = _best(jnp.where(gone[..., None], -jnp.inf, scores), axis=1)
+    best_even, highest = first_highest(jnp.where(gone[..., None], -jnp.inf, scores), axis=1)
     # Protected ones, all -inf, come last of all, in their order, since the sort is stable.
     order = argsort(-highest) if both_ways else jnp.roll(_numbers(batch, b), -front_b, axis=1)
     leaves_odd, stays_odd = order[:, :r_odd], order[:, r_odd:]
@@ -91,11 +91,3 @@ def bidirectional_matching(scores: Array, r: int, protected: int, both_ways: boo
 
 def _numbers(batch: int, count: int) -> Array:
     return jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (batch, count))
-
-
-def _best(scores: Array, axis: int) -> tuple[Array, Array]:
-    """First place of the maximum along an axis, and the maximum: two plain reductions, faster on a CPU than argmax."""
-    highest = scores.max(axis=axis, keepdims=True)
-    places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis)
-    first = jnp.where(scores == highest, places, scores.shape[axis] - 1).min(axis=axis)
-    return first, jnp.squeeze(highest, axis)

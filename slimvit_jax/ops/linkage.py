@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.ops import merge
-from slimvit_jax.ops.cluster import first_minimum
-from slimvit_jax.ops.select import gather, top
+from slimvit_jax.ops.select import first_lowest, gather, top
 
 Array = jax.Array
 Linkage = Literal["average", "complete", "single"]
@@ -55,9 +54,9 @@ def agglomerate(distances: Array, count: int, linkage: Linkage) -> Array:
 
     def step(state: State) -> State:
         far, bound, size, leader, left = state
-        low = first_minimum(bound, axis=1)
+        low = first_lowest(bound, axis=1)
         row = far[rows, low]
-        nearest, high = row.min(axis=1), first_minimum(row, axis=1)
+        nearest, high = row.min(axis=1), first_lowest(row, axis=1)
         other = far[rows, high]
         joins = (left > 0) & (nearest <= bound[rows, low])
         here, there = numbers == low[:, None], numbers == high[:, None]

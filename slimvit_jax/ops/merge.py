@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.ops.select import argsort, gather, put, top
+from slimvit_jax.ops.select import argsort, first_highest, gather, put, top
 
 Array = jax.Array
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -73,7 +73,7 @@ def bipartite_soft_matching(metric: Array, r: int, protected: int) -> Matching |
     similarity = jnp.einsum("bac,bdc->bad", metric[:, ::2], metric[:, 1::2])
     front_a, front_b = (protected + 1) // 2, protected // 2
     similarity = without_front(similarity, front_a, front_b)
-    highest, best = best_partner(similarity)
+    best, highest = first_highest(similarity, axis=2)
     order = argsort(-highest)
     merged, left = order[:, :r], order[:, r:]
     if protected:
@@ -136,7 +136,7 @@ def energy_matching(metric: Array, scores: Array, r: int, protected: int, everyo
         similarity = jnp.einsum("bac,bdc->bad", ranked[:, ::2], ranked[:, 1::2], precision=_HIGHEST)
         rest = order[:, 2 * r :]
         held = jnp.concatenate([rest, order[:, 1 : 2 * r : 2]], axis=1)
-        source, target = order[:, : 2 * r : 2], rest.shape[1] + best_partner(similarity)[1]
+        source, target = order[:, : 2 * r : 2], rest.shape[1] + first_highest(similarity, axis=2)[0]
     front = _positions(metric, 0, protected)
     held = jnp.concatenate([front, protected + held], axis=1)
     return Matching(held=held, source=protected + source, target=protected + target, length=metric.shape[1])
@@ -157,7 +157,7 @@ def ranked_matching(x: Array, order: Array, held: int, protected: int) -> tuple[
     x = jax.lax.stop_gradient(x)
     stay, leave = order[:, :held] + protected, order[:, held:] + protected
     similarity = jnp.einsum("bac,bdc->bad", unit(gather(x, leave)), unit(gather(x, stay)), precision=_HIGHEST)
-    cosine, best = best_partner(similarity)
+    best, cosine = first_highest(similarity, axis=2)
     front = _positions(x, 0, protected)
     matching = Matching(
         held=jnp.concatenate([front, stay], axis=1), source=leave, target=protected + best, length=x.shape[1]
@@ -274,16 +274,6 @@ def unmerge(matching: Matching, values: Array) -> Array:
 def _norm(x: Array) -> Array:
     """|x| over the last axis, with a finite gradient at 0, where it is 1e-15."""
     return jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1), 1e-30))
-
-
-def best_partner(similarity: Array) -> tuple[Array, Array]:
-    """(B, a) highest of (B, a, b) over the last axis, and (B, a) int32 its first position.
-
-    Two plain reductions, 4 times as fast on a CPU as argmax.
-    """
-    highest = similarity.max(axis=-1, keepdims=True)
-    positions = jnp.arange(similarity.shape[2], dtype=jnp.int32)
-    return highest[..., 0], jnp.where(similarity == highest, positions, similarity.shape[2] - 1).min(axis=-1)
 
 
 def _positions(like: Array, start: int, stop: int, step: int = 1) -> Array:

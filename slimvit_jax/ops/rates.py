@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.ops.merge import best_partner, unit
-from slimvit_jax.ops.select import argsort, straight_through, top
+from slimvit_jax.ops.merge import unit
+from slimvit_jax.ops.select import argsort, first_highest, straight_through, top
 
 Array = jax.Array
 
@@ -82,7 +82,7 @@ def merge_in_place(x: Array, size: Array, source: Array, target: Array, least: f
     """
     directions = unit(jax.lax.stop_gradient(x))
     cosine = jnp.einsum("bsd,btd->bst", directions, directions, precision=jax.lax.Precision.HIGHEST)
-    cosine, best = best_partner(jnp.where(target[:, None, :], cosine, -jnp.inf))
+    best, cosine = first_highest(jnp.where(target[:, None, :], cosine, -jnp.inf), axis=2)
     rows = jnp.arange(x.shape[1], dtype=jnp.int32)
     arrives = ((best[:, :, None] == rows) & source[:, :, None]).astype(jnp.float32)  # (B, source, target)
     count = 1.0 + arrives.sum(axis=1)
