@@ -52,6 +52,7 @@ FIT = {
     "r": 6,
     "k_neighbors": 3,
     "ratio": 0.8,
+    "pruning_rate": 3,
 }
 BATCHES = (1, 3, 16)
 COMMAND = "python -m benchmarks.export_matrix --output results/export_matrix.json"
@@ -136,7 +137,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for family in families:
             row = next(row for row in rows if (row["method"], row["family"]) == (method, family))
             if "refused" in row:
-                reasons[row["refused"]].append(f"{method} on {family}")
+                reasons[row["refused"].removeprefix(f"method '{method}' ")].append(f"{method} on {family}")
                 cells.append("refused")
                 continue
             found = [one for runtime in ("onnxruntime", "openvino") for one in row.get(runtime, {}).values()]

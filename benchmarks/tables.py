@@ -75,6 +75,9 @@ def methods(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
     before, dense = study.hits("untuned", "dense", 1.0), study.hits("main", "dense", 1.0)
     blank = [paired(before, dense), "1.00", "1.00", "—"]
     rows = [["dense, before", *[cell for _ in rates for cell in (percent(study.dense), *blank)]]]
+    for again in study.facts.get("dense_again", ()):
+        cells = [percent(Stat((again["dense"]["accuracy"],))), "—", *blank[1:]]
+        rows.append(["dense, trained again", *[cell for _ in rates for cell in cells]])
     if dense is not None:
         blank = ["—", "1.00", "1.00", str(len(study.by_seed("main", "dense", 1.0)))]
         rows += [[AS_LONG, *[cell for _ in rates for cell in (percent(study.stat("main", "dense", 1.0)), *blank)]]]
