@@ -391,6 +391,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "papers tokens": lambda results: growth(results, "tokens"),
     "papers depth": lambda results: growth(results, "depth"),
     "speed methods": lambda results: throughput(results / "cpu_methods.json"),
+    "speed one core": lambda results: throughput(results / "cpu_methods_one_core.json"),
     "latency": lambda results: latency.tables(latency.read(results / "latency.jsonl")).strip(),
     "export speed": lambda results: read_text(results / "export_speed.md").strip(),
     "export matrix": lambda results: read_text(results / "export_matrix.md").strip(),
