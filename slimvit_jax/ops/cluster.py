@@ -43,7 +43,7 @@ def nearest_center(distances: Array, centers: Array) -> Array:
       distances: (B, n, n), symmetric.
       centers: (B, m) int32 tokens.
     """
-    return first_lowest(gather(distances, centers), axis=1)
+    return first_lowest(gather(distances, centers), axis=1)[0]
 
 
 def k_medoids(distances: Array, weight: Array, centers: Array, iterations: int) -> tuple[Array, Array]:
@@ -67,7 +67,7 @@ def k_medoids(distances: Array, weight: Array, centers: Array, iterations: int) 
 
     def move(_: int, centers: Array) -> Array:
         member = nearest_center(distances, centers)[:, None, :] == numbers
-        cheapest = first_lowest(jnp.where(member, cost, jnp.inf), axis=2)
+        cheapest = first_lowest(jnp.where(member, cost, jnp.inf), axis=2)[0]
         return jnp.where(member.any(axis=2), cheapest, centers)
 
     centers = jax.lax.fori_loop(0, iterations, move, centers)
@@ -207,7 +207,7 @@ def sample_by_quantiles(cdf: Array, points: np.ndarray, valid: Array, k: int) ->
       (B, k) int32 indices, the sampled ones first and ascending, and (B, k) bool, which those are.
     """
     gap = jnp.abs(cdf[:, None, :] - jnp.asarray(points)[None, :, None])
-    picked = first_lowest(jnp.where(valid[:, None, :], gap, jnp.inf), axis=2)
+    picked = first_lowest(jnp.where(valid[:, None, :], gap, jnp.inf), axis=2)[0]
     tokens = jnp.arange(cdf.shape[1], dtype=jnp.int32)
     sampled = (picked[:, :, None] == tokens).any(axis=1)
     index = top(sampled.astype(jnp.float32), k)  # ties in ascending order: the sampled ones, then the others

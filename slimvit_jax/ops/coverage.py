@@ -53,7 +53,7 @@ def greedy_ranks(patches: Array, first: Array) -> Array:
         ranks = jnp.where(positions == pick[:, None], rank, ranks)
         row = gather(cosines, pick[:, None])[:, 0]
         covered = jnp.where(positions == pick[:, None], jnp.inf, jnp.maximum(covered, row))
-        return first_lowest(covered, axis=1), covered, ranks
+        return first_lowest(covered, axis=1)[0], covered, ranks
 
     start = (first.astype(jnp.int32), jnp.full((batch, n), -jnp.inf), jnp.zeros((batch, n), jnp.int32))
     return jax.lax.fori_loop(0, n, step, start)[2]

@@ -54,9 +54,9 @@ def agglomerate(distances: Array, count: int, linkage: Linkage) -> Array:
 
     def step(state: State) -> State:
         far, bound, size, leader, left = state
-        low = first_lowest(bound, axis=1)
+        low, _ = first_lowest(bound, axis=1)
         row = far[rows, low]
-        nearest, high = row.min(axis=1), first_lowest(row, axis=1)
+        high, nearest = first_lowest(row, axis=1)
         other = far[rows, high]
         joins = (left > 0) & (nearest <= bound[rows, low])
         here, there = numbers == low[:, None], numbers == high[:, None]

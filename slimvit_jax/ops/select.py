@@ -46,9 +46,10 @@ def first_highest(values: Array, axis: int) -> tuple[Array, Array]:
     return first, jnp.squeeze(highest, axis)
 
 
-def first_lowest(values: Array, axis: int) -> Array:
-    """argmin along an axis, ties to the lower index, int32."""
-    return first_highest(-values, axis)[0]
+def first_lowest(values: Array, axis: int) -> tuple[Array, Array]:
+    """argmin along an axis, ties to the lower index, and the minimum: as `first_highest`."""
+    first, highest = first_highest(-values, axis)
+    return first, -highest
 
 
 @piece

@@ -118,19 +118,15 @@ def make_train_step(
       step is that of the batch without them, in losses, gradients, batch statistics and mixing.
     """
 
+    def forward(model: Any, variables: Any, images: Array, mask: Array, key: Array) -> Any:
+        how: dict[str, Any] = {"train": True, "return_aux": True, "mutable": ["batch_stats"]}
+        return model.apply(variables, images, mask=mask, rngs={"dropout": key}, **how)
+
     def second_pass(variables: Any, images: Array, mask: Array, key: Array) -> tuple[Array, Array]:
         """Logits and class token of the model drawn, which drops and mixes what the first pass does."""
 
         def run(other: Any) -> tuple[Array, Array]:
-            (logits, aux), _ = other.apply(
-                variables,
-                images,
-                train=True,
-                return_aux=True,
-                mask=mask,
-                rngs={"dropout": key},
-                mutable=["batch_stats"],
-            )
+            (logits, aux), _ = forward(other, variables, images, mask, key)
             return logits, aux.features[:, 0]
 
         drawn = jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(second))
@@ -144,9 +140,7 @@ def make_train_step(
         reference = None
         if teacher is not None:
             reference = jax.lax.stop_gradient(teacher.apply(state.teacher, images, return_aux=True, record_tokens=True))
-        (logits, aux), updates = model.apply(
-            variables, images, train=True, return_aux=True, mask=mask, rngs={"dropout": key}, mutable=["batch_stats"]
-        )
+        (logits, aux), updates = forward(model, variables, images, mask, key)
         says = None if labeller is None else labeller(state.labeller, images)
         again = second_pass(variables, images, mask, key) if second else None
         found = losses(logits, aux, Targets(labels, mask, reference, says, again))
