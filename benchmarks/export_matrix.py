@@ -15,6 +15,7 @@ import collections
 import importlib.util
 import itertools
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -55,7 +56,6 @@ FIT = {
     "pruning_rate": 3,
 }
 BATCHES = (1, 3, 16)
-COMMAND = "python -m benchmarks.export_matrix --output results/export_matrix.json"
 
 
 def build(family: str, method: str | None) -> Any:
@@ -135,7 +135,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = []
         for family in families:
-            row = next(row for row in rows if (row["method"], row["family"]) == (method, family))
+            row = next((row for row in rows if (row["method"], row["family"]) == (method, family)), None)
+            if row is None:  # of a file that --families or --methods made
+                cells.append("—")
+                continue
             if "refused" in row:
                 reasons[row["refused"].removeprefix(f"method '{method}' ")].append(f"{method} on {family}")
                 cells.append("refused")
@@ -156,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="rows that are there are not done again")
     args = parser.parse_args(argv)
     rows = read_json(args.output)["rows"] if args.output and args.output.exists() else []
+    command = shlex.join(["python", "-m", "benchmarks.export_matrix", *(sys.argv[1:] if argv is None else argv)])
     done = {(row["family"], row["method"]) for row in rows}
     families, asked = args.families.split(","), args.methods.split(",")
     for kind, values, choices in (("family", families, FAMILIES), ("method", asked, methods)):
@@ -170,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             print({key: value for key, value in rows[-1].items() if key != "outputs"}, flush=True)
             jax.clear_caches()
             if args.output:
-                write_json(args.output, {"command": COMMAND, "machine": describe_machine(), "rows": rows})
+                write_json(args.output, {"command": command, "machine": describe_machine(), "rows": rows})
     if args.output:
         write_text(args.output.with_suffix(".md"), table(rows))
     print(table(rows))
