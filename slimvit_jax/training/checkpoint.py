@@ -92,6 +92,7 @@ class Checkpoints:
           stage: its name; checkpoints of other stages are left alone.
           abstract: jax.ShapeDtypeStruct tree of the state with the shardings to restore it to.
         """
+        self.wait()  # the save under way, of the stage before, deletes old checkpoints at its end
         for step in sorted(self._manager.all_steps(read=True), reverse=True):
             meta = self._attempt(step, functools.partial(self._read_meta, step))
             if meta is None or meta.get("stage") != stage:
