@@ -284,10 +284,10 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 def print_rows(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     """One table, a row a number."""
-    from slimvit_jax.cli import common
+    from slimvit_jax.reports import tables
 
     title = f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['devices'])}"
-    table = common.table("model", "", "value", title=title)
+    table = tables.table("model", "", "value", title=title)
     for row in rows:
         model = row["model"]
         if "step_seconds" in row:
@@ -307,7 +307,7 @@ def print_rows(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
             for kind, what in (("blocked", "training waits for it"), ("added", "it adds in all")):
                 values = f"{saved[f'{kind}_seconds']:.2f} s = {saved[f'{kind}_steps']:.2f} steps"
                 table.add_row(model, what, values)
-    common.show(table)
+    tables.show(table)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """`python -m slimvit_jax COMMAND`, also installed as `slimvit`.
 
-Every command's module has `add_parser(subparsers)`, which sets `run`, a function of the parsed arguments that returns
+A command is the module of its name in `cli`: `add_arguments(parser)`, and `run`, of the parsed arguments, which returns
 the exit status. Only the module of the command that is called is imported.
 """
 
@@ -19,19 +19,20 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.text import hints_for
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("slimvit_jax.cli.train", "train by a config, stage after stage"),
-    "models": ("slimvit_jax.cli.models", "list the models with parameters, multiply-adds and preprocessing"),
-    "convert": ("slimvit_jax.cli.convert", "convert a weights file to another kind"),
-    "evaluate": ("slimvit_jax.cli.evaluate", "measure the accuracy on a labelled set of images"),
-    "predict": ("slimvit_jax.cli.predict", "classify image files and draw the lives of their patches"),
-    "visualize": ("slimvit_jax.cli.visualize", "draw weight curves, lives and what is kept"),
-    "benchmark": ("slimvit_jax.cli.benchmark", "time slimmed models against the dense one"),
-    "export": ("slimvit_jax.cli.export", "write the inference function as an ONNX or StableHLO file"),
-    "tune": ("slimvit_jax.cli.tune", "find the token counts for a latency, without labels and without training"),
-    "serve": ("slimvit_jax.cli.serve", "answer over HTTP, with a page that shows what is kept"),
-    "report": ("slimvit_jax.cli.report", "write the report of a training run anew"),
-    "config": ("slimvit_jax.cli.config", "print the complete configuration of a configs/NAME.py"),
+#: What there is, and a line about each.
+COMMANDS = {
+    "train": "train by a config, stage after stage",
+    "models": "list the models with parameters, multiply-adds and preprocessing",
+    "convert": "convert a weights file to another kind",
+    "evaluate": "measure the accuracy on a labelled set of images",
+    "predict": "classify image files and draw the lives of their patches",
+    "visualize": "draw weight curves, lives and what is kept",
+    "benchmark": "time slimmed models against the dense one",
+    "export": "write the inference function as an ONNX or StableHLO file",
+    "tune": "find the token counts for a latency, without labels and without training",
+    "serve": "answer over HTTP, with a page that shows what is kept",
+    "report": "write the report of a training run anew",
+    "config": "print the complete configuration of a configs/NAME.py",
 }
 
 
@@ -42,19 +43,26 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
+def parser_of(wanted: str | None) -> argparse.ArgumentParser:
+    """The parser of the whole command line, of which only the command `wanted` has its arguments."""
+    parser = _Parser(prog="slimvit", description="Token slimming for vision transformers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, line in COMMANDS.items():
+        command = commands.add_parser(name, help=line)
+        if name == wanted:
+            module = importlib.import_module(f"slimvit_jax.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name in bytes that are no UTF-8 is shown, not fatal
         sys.stdout.reconfigure(errors="backslashreplace")
-    parser = _Parser(prog="slimvit", description="Token slimming for vision transformers.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     wanted = next((word for word in arguments if not word.startswith("-")), None)
-    for name, (module, help_line) in COMMANDS.items():
-        if name == wanted:
-            importlib.import_module(module).add_parser(commands)
-        else:
-            commands.add_parser(name, help=help_line)
+    parser = parser_of(wanted)
     try:
         args, rest = parser.parse_known_args(arguments)
         if getattr(args, "takes_fields", False):

@@ -6,26 +6,22 @@ import argparse
 import json
 from typing import Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError
 from slimvit_jax.reports import tables
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `benchmark` command."""
-    parser = subparsers.add_parser(
-        "benchmark",
-        help="time slimmed models against the dense one",
-        description="Times the dense model and the slimmed ones in turns, in one process, and compares with the ratio "
-        "of multiply-adds. Weights are random: speed does not depend on them.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Times the dense model and the slimmed ones in turns, in one process, and compares with the ratio "
+        "of multiply-adds. Weights are random: speed does not depend on them."
     )
-    common.add_model_arguments(parser, weights=False)
+    arguments.add_model(parser, weights=False)
     parser.add_argument("--keep-rates", metavar="R,R,...", default="0.9,0.8,0.7,0.5", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=common.positive, default=16, metavar="B", help="default: %(default)s")
-    parser.add_argument("--rounds", type=common.positive, default=9, metavar="N", help="samples of each model")
+    parser.add_argument("--batch-size", type=arguments.positive, default=16, metavar="B", help="default: %(default)s")
+    parser.add_argument("--rounds", type=arguments.positive, default=9, metavar="N", help="samples of each model")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

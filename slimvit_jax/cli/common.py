@@ -22,141 +22,6 @@ if TYPE_CHECKING:
     from slimvit_jax.runs import TrainingRun
 
 
-#: What `slim.load` reads.
-KINDS = ".safetensors, .npz, .pth, .bin, *.index.json, a folder of transformers, an Orbax directory, hf-hub:OWNER/NAME"
-
-
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """--method, --keep-rate, --set: what `method_options` reads."""
-    parser.add_argument("--method", metavar="NAME", help="slimming method; none: the dense model")
-    parser.add_argument(
-        "--keep-rate", metavar="R", help="share of patches kept at each location, or R,R,R one for each"
-    )
-    parser.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the model or method, such as img_size=384 or num_classes=10; may be repeated",
-    )
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None:
-    """--workdir, or --model with --weights, and the method's: what `open_target` reads."""
-    parser.add_argument("--model", metavar="NAME", help="model or family (see the command `models`)")
-    if weights:
-        parser.add_argument("--weights", metavar="FILE", help=KINDS)
-        parser.add_argument("--workdir", metavar="RUN", help="a finished training run: its model, weights and data")
-        parser.add_argument(
-            "--stage", metavar="NAME", help="with --workdir: the weights after this stage, not the last"
-        )
-        parser.add_argument(
-            "--config",
-            metavar="FILE",
-            help="model and method of a config, such as the one that tune writes; with --workdir its method alone",
-        )
-        add_weights_arguments(parser)
-    add_method_arguments(parser)
-
-
-def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
-    """How weights are fitted to the model: what `weights_options` reads."""
-    group = parser.add_argument_group("fitting the weights to the model")
-    group.add_argument(
-        "--init-missing",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="initialise at random what is missing under this name, or has another size (head); method: all that the "
-        "method owns; may be repeated",
-    )
-    group.add_argument(
-        "--ignore", action="append", default=[], metavar="PREFIX", help="leave out what the model has no place for"
-    )
-    group.add_argument(
-        "--resample-pos-embed",
-        nargs="?",
-        const=True,
-        default=False,
-        type=grid,
-        metavar="ROWS,COLS",
-        help="resample a position embedding of another grid, square unless ROWS,COLS says otherwise",
-    )
-    group.add_argument(
-        "--no-antialias",
-        dest="antialias",
-        action="store_false",
-        help="resample as transformers does, for weights that were trained or tuned there",
-    )
-    group.add_argument(
-        "--checkpoint-key",
-        metavar="KEY",
-        help="the entry of a checkpoint with several sets of weights (default: the average, such as model_ema)",
-    )
-    group.add_argument(
-        "--inference",
-        action="store_true",
-        help="leave out what only training reads (SiT's recovery, auxiliary heads); only convert asks",
-    )
-
-
-def grid(text: str) -> tuple[int, int]:
-    """ROWS,COLS, for argparse."""
-    rows, comma, columns = text.partition(",")
-    if not comma:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ROWS,COLS")
-    return positive(rows), positive(columns)
-
-
-def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int = 64) -> None:
-    """--data and its kin, and the preprocessing: what `open_source` and `open_target` read."""
-    data = parser.add_argument_group("images")
-    data.add_argument("--data", metavar="NAME", help="digits, fashion_mnist, folder, or a TFDS name")
-    data.add_argument("--split", metavar="NAME", help="default: the run's, else test")
-    data.add_argument("--data-dir", metavar="DIR", help="where the files are; DIR/SPLIT/CLASS/* for folder")
-    data.add_argument(
-        "--data-option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the data, such as allow_missing_classes=true; may be repeated",
-    )
-    data.add_argument("--batch-size", type=positive, default=batch_size, metavar="B")
-    add_preprocess_arguments(parser)
-
-
-def add_preprocess_arguments(parser: argparse.ArgumentParser) -> None:
-    """--mean, --std, --interpolation, --crop-pct; each defaults to what the model or the run was trained with."""
-    group = parser.add_argument_group("preprocessing (default: the model's or the run's own)")
-    group.add_argument("--mean", type=numbers, metavar="M,M,M")
-    group.add_argument("--std", type=numbers, metavar="S,S,S")
-    group.add_argument("--interpolation", metavar="KIND", help="nearest, bilinear, bicubic or lanczos")
-    group.add_argument("--crop-pct", type=float, metavar="P")
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    if not (text.isdecimal() and text.isascii()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Comma-separated numbers, for argparse."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of numbers") from None
-
-
 def rate_list(text: str) -> tuple[float, ...]:
     """Comma-separated keep rates, each in (0, 1]."""
     from slimvit_jax.plan import check_keep_rate
@@ -193,42 +58,33 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def of_config(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for create_model from --config: "name" and the model's options, without --workdir, and the method's."""
-    if not getattr(args, "config", None):
-        return {}
-    from slimvit_jax.training import load_config
-
-    config = load_config(args.config)
-    own = {} if args.workdir else {"name": config.model.name, **config.model.options.to_dict()}
-    chosen = {"method": config.method.name, **config.method.options.to_dict()} if config.method.name else {}
-    return {**own, **(chosen if args.method in (None, config.method.name) else {})}
-
-
-#: Of `slim.load`, where nothing else is asked for.
-AS_THEY_ARE = {
-    "init_missing": (),
-    "ignore": (),
-    "resample_pos_embed": False,
-    "antialias": True,
-    "checkpoint_key": None,
-    "inference": False,
-}
-
-
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords for `slim.load` from the arguments of `add_weights_arguments`; what they leave open as --config has it.
+    """Keywords for `slim.load`: the arguments of `arguments.add_weights` that were given."""
+    from slimvit_jax.convert import split_load_options
 
-    But what is to be initialised at random is not the config's to say: it is meant for training.
+    given, _ = split_load_options(vars(args))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+def asked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords for create_model and for `slim.load`: those of --config, and on top of them what the words say.
+
+    Of a config count the method, unless --method names another one, and without --workdir the model, its "name" among
+    the keywords, and how its weights are loaded. But what is to be initialised at random is not the config's to say: it
+    is meant for training.
     """
-    given = {key: getattr(args, key) for key in AS_THEY_ARE}
-    given |= {key: tuple(given[key]) for key in ("init_missing", "ignore")}
-    said = {key: value for key, value in given.items() if value != AS_THEY_ARE[key]}
-    if not getattr(args, "config", None) or args.workdir:
-        return AS_THEY_ARE | said
-    from slimvit_jax.training import load_config
+    options: dict[str, Any] = {}
+    load: dict[str, Any] = {}
+    if getattr(args, "config", None):
+        from slimvit_jax.training import load_config
 
-    return AS_THEY_ARE | load_config(args.config).init.options.to_dict() | {"init_missing": ()} | said
+        config = load_config(args.config)
+        if not args.workdir:
+            options = {"name": config.model.name, **config.model.options.to_dict()}
+            load = config.init.options.to_dict() | {"init_missing": ()}
+        if config.method.name and args.method in (None, config.method.name):
+            options |= {"method": config.method.name, **config.method.options.to_dict()}
+    return options | method_options(args), load | weights_options(args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +94,7 @@ class Target:
     Attributes:
       load: reads its weights, the slow part, after everything else has been checked; SlimError if the file is missing,
         damaged or of another model.
+      asked: what was, see there.
       run: the training run it is of, where it is of one.
     """
 
@@ -245,6 +102,7 @@ class Target:
     title: str
     preprocess: Preprocess
     load: Callable[[], Any]
+    asked: tuple[dict[str, Any], dict[str, Any]]
     run: TrainingRun | None = None
 
 
@@ -253,7 +111,8 @@ def open_target(args: argparse.Namespace) -> Target:
     from slimvit_jax import convert, create_model, open_run
     from slimvit_jax.models import check_weights_of
 
-    options, load = {**of_config(args), **method_options(args)}, weights_options(args) | {"inference": True}
+    said = asked(args)
+    options, load = {**said[0]}, {**said[1], "inference": True}
     name = options.pop("name", None)
     name = args.model or name
     if args.workdir:
@@ -263,7 +122,7 @@ def open_target(args: argparse.Namespace) -> Target:
         stage = run.stage(args.stage)
         model = run.create(stage, **options)
         read = functools.partial(run.variables, model, stage, **load)
-        return Target(model, f"{run.config.name}/{stage}", preprocess_of(args, model), read, run)
+        return Target(model, f"{run.config.name}/{stage}", preprocess_of(args, model), read, said, run)
     if not name or not args.weights:
         lacking = "--model NAME" if not name else "--weights FILE"
         raise SlimError(f"{lacking} is missing; give --model with --weights, or --workdir RUN of a training run")
@@ -274,7 +133,7 @@ def open_target(args: argparse.Namespace) -> Target:
         raise SlimError(f"no weights file {args.weights!r}")
     check_weights_of(name, args.weights, "--weights")
     read = functools.partial(convert.load, model, args.weights, **load)
-    return Target(model, name, preprocess_of(args, model), read)
+    return Target(model, name, preprocess_of(args, model), read, said)
 
 
 def preprocess_of(args: argparse.Namespace, model: Any) -> Preprocess:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `config` command."""
-    parser = subparsers.add_parser(
-        "config",
-        help="print the complete configuration of a configs/NAME.py",
-        description="Checks a configuration and prints every field as --config.FIELD=VALUE would set it.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = "Checks a configuration and prints every field as --config.FIELD=VALUE would set it."
     parser.add_argument("file", metavar="NAME", help="of configs/NAME.py, or a Python file with get_config()")
     parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="changes, such as data.batch_size=32")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

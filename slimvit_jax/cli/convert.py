@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `convert` command."""
-    parser = subparsers.add_parser(
-        "convert",
-        help="convert a weights file to another kind",
-        description="Reads weights, checks every name and shape against the model, writes them as another kind.",
-    )
-    parser.add_argument("source", metavar="SRC", help=common.KINDS)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = "Reads weights, checks every name and shape against the model, writes them as another kind."
+    parser.add_argument("source", metavar="SRC", help=arguments.KINDS)
     parser.add_argument("target", metavar="DST", help="the kind by suffix; without a suffix an Orbax directory")
     parser.add_argument("--model", required=True, metavar="NAME", help="model or family (see the command `models`)")
-    common.add_method_arguments(parser)
-    common.add_weights_arguments(parser)
+    arguments.add_method(parser)
+    arguments.add_weights(parser)
     parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace DST, if it is a weights file, or a directory that this command wrote",
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
         raise SlimError(f"{target}: exists; --overwrite replaces it")
     check_weights_of(args.model, args.source, "SRC")
     model = create_model(args.model, **common.method_options(args))
-    variables = load(model, args.source, **common.weights_options(args))
-    save(model, variables, target, inference=args.inference, overwrite=args.overwrite)
+    options = common.weights_options(args)
+    variables = load(model, args.source, **options)
+    save(model, variables, target, inference=options.get("inference", False), overwrite=args.overwrite)
     import jax
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))

@@ -6,29 +6,25 @@ import argparse
 import json
 from typing import Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError
 from slimvit_jax.reports import tables
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `evaluate` command."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="measure the accuracy on a labelled set of images",
-        description="Measures top-1 and top-5 with every image counted once, at one or several keep rates. Of a model "
-        "without a classifier (num_classes=0) it measures the features: k nearest neighbours, and a linear probe.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Measures top-1 and top-5 with every image counted once, at one or several keep rates. Of a model "
+        "without a classifier (num_classes=0) it measures the features: k nearest neighbours, and a linear probe."
     )
-    common.add_model_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument("--keep-rates", metavar="R,R,...", help="evaluate at each of these, with the same weights")
-    common.add_image_arguments(parser)
-    parser.add_argument("--limit", type=common.positive, metavar="N", help="only N images, of all classes")
+    arguments.add_images(parser)
+    parser.add_argument("--limit", type=arguments.positive, metavar="N", help="only N images, of all classes")
     features = parser.add_argument_group("features (num_classes=0)")
     features.add_argument("--train-split", metavar="NAME", help="what the probes learn from (default: train)")
-    features.add_argument("--neighbours", type=common.positive, default=5, metavar="K", help="default: %(default)s")
+    features.add_argument("--neighbours", type=arguments.positive, default=5, metavar="K", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

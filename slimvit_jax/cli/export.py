@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `export` command."""
-    parser = subparsers.add_parser(
-        "export",
-        help="write the inference function as an ONNX or StableHLO file",
-        description="Writes images (B, H, W, C) float32 -> logits (B, classes) float32, the weights inside, and runs "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Writes images (B, H, W, C) float32 -> logits (B, classes) float32, the weights inside, and runs "
         "the file once. FILE.onnx is read by ONNX Runtime, OpenVINO, TensorRT and others; FILE.stablehlo by "
-        "jax.export.deserialize(bytes).call(images). Preprocessing and class names travel in the file.",
+        "jax.export.deserialize(bytes).call(images). Preprocessing and class names travel in the file."
     )
     parser.add_argument("file", metavar="FILE", help="the file to write: FILE.onnx or FILE.stablehlo")
-    common.add_model_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument("--batch-size", default="any", metavar="B", help="a number, or any (default)")
     parser.add_argument(
         "--outputs",
@@ -31,9 +28,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line (default: the run's)")
     parser.add_argument("--platforms", metavar="P,P", help="of a .stablehlo: cpu, cuda, tpu, rocm (default: cpu)")
     parser.add_argument("--mlir", metavar="FILE", help="of a .stablehlo: also write its text to this file")
-    common.add_preprocess_arguments(parser)
-    parser.set_defaults(run=run)
-    return parser
+    arguments.add_preprocess(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +82,7 @@ def _batch(text: str) -> int | None:
 
 def _positive(text: str) -> int:
     try:
-        return common.positive(text)
+        return arguments.positive(text)
     except argparse.ArgumentTypeError as error:
         raise SlimError(f"--batch-size: {error}; or any") from None
 

@@ -7,27 +7,21 @@ import fnmatch
 import json
 from typing import Any
 
+from slimvit_jax.cli import arguments, common
+from slimvit_jax.errors import SlimError, unknown
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `models` command."""
-    from slimvit_jax.cli import common
 
-    parser = subparsers.add_parser(
-        "models",
-        help="list the models",
-        description="Lists the named models, dense or with a method: parameters, multiply-adds, preprocessing.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = "Lists the named models, dense or with a method: parameters, multiply-adds, preprocessing."
     parser.add_argument("pattern", nargs="?", default="", help="only names that contain this, or match it: 'deit*'")
-    common.add_method_arguments(parser)
+    arguments.add_method(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table, or JSON."""
     from slimvit_jax import list_methods, list_models
-    from slimvit_jax.errors import SlimError, unknown
     from slimvit_jax.models import NAMED
     from slimvit_jax.reports import tables
 
@@ -69,7 +63,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _facts(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from slimvit_jax import create_model, flops, transform_for
-    from slimvit_jax.cli import common
     from slimvit_jax.inference.evaluate import count_parameters
 
     model = create_model(name, **common.method_options(args))

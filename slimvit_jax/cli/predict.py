@@ -7,31 +7,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.reports import tables
 from slimvit_jax.text import printable
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `predict` command."""
-    parser = subparsers.add_parser(
-        "predict",
-        help="classify image files and draw the lives of their patches",
-        description="Prints the most probable classes of image files; with --out, draws what the model keeps of them. "
-        "A model without a classifier (num_classes=0) writes its features to --out.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Prints the most probable classes of image files; with --out, draws what the model keeps of them. "
+        "A model without a classifier (num_classes=0) writes its features to --out."
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
-    common.add_model_arguments(parser)
-    common.add_preprocess_arguments(parser)
-    parser.add_argument("--top", type=common.positive, default=5, metavar="K", help="classes to print per image")
+    arguments.add_model(parser)
+    arguments.add_preprocess(parser)
+    parser.add_argument("--top", type=arguments.positive, default=5, metavar="K", help="classes to print per image")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument(
         "--out", metavar="DIR", default="predictions", help="where the pictures go (default: %(default)s)"
     )
     parser.add_argument("--no-pictures", action="store_true", help="write no pictures")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

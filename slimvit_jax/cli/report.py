@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `report` command."""
-    parser = subparsers.add_parser(
-        "report",
-        help="write the report of a training run anew",
-        description="Measures accuracy and speed of a run at every keep rate and writes report.md, report.json and "
-        "figures/ into its folder, as training does at its end.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Measures accuracy and speed of a run at every keep rate and writes report.md, report.json and "
+        "figures/ into its folder, as training does at its end."
     )
     parser.add_argument("--workdir", required=True, metavar="RUN", help="a training run, done wholly or in part")
     parser.add_argument("--data-dir", metavar="DIR", help="where the run's images are now, if not where they were")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

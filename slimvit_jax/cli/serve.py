@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError
 
 if TYPE_CHECKING:
     from slimvit_jax.serve.engine import Budget
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `serve` command."""
-    parser = subparsers.add_parser(
-        "serve",
-        help="answer over HTTP, with a page that shows what is kept",
-        description="Serves a classifier over HTTP: POST an image file to /classify or open the page at /. Every keep "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Serves a classifier over HTTP: POST an image file to /classify or open the page at /. Every keep "
         "rate is compiled once when the server starts; one set of weights serves them all. Needs the extra: pip "
-        "install 'slimvit-jax[serve]'.",
+        "install 'slimvit-jax[serve]'."
     )
-    common.add_model_arguments(parser)
-    common.add_preprocess_arguments(parser)
+    arguments.add_model(parser)
+    arguments.add_preprocess(parser)
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument(
         "--keep-rates", metavar="R,R,...", help="of the slider, where the method's weights serve several (default: "
@@ -34,11 +33,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     group.add_argument("--port", type=_port, default=8000, metavar="N", help="0: any (default: %(default)s)")
     group.add_argument("--batch-sizes", type=_sizes, default="1,4,16", metavar="B,B,...", help="default: %(default)s")
     group.add_argument("--wait-ms", type=_wait, default="3", metavar="MS", help="for company (default: %(default)s)")
-    group.add_argument("--queue", type=common.positive, default=64, metavar="N", help="images at once, then 503 (64)")
-    group.add_argument("--max-megabytes", type=common.positive, default=20, metavar="N", help="of an upload (20)")
-    group.add_argument("--max-megapixels", type=common.positive, default=50, metavar="N", help="of an image (50)")
-    parser.set_defaults(run=run)
-    return parser
+    number = functools.partial(group.add_argument, type=arguments.positive, metavar="N")
+    number("--queue", default=64, help="images at once, then 503 (64)")
+    number("--max-megabytes", default=20, help="of an upload (20)")
+    number("--max-megapixels", default=50, help="of an image (50)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,11 +112,11 @@ def _port(text: str) -> int:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(common.positive(part) for part in text.split(","))
+    return tuple(arguments.positive(part) for part in text.split(","))
 
 
 def _wait(text: str) -> float:
-    (value, *more) = common.numbers(text)
+    (value, *more) = arguments.numbers(text)
     if more or not 0 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of milliseconds from 0 to 1000")
     return value

@@ -8,7 +8,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.text import hints_for
@@ -19,23 +18,12 @@ Exit status: 0 done; 1 stopped by a loss that is not finite or a full disk; 2 ba
 Ctrl-C), everything saved."""
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `train` command."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train by a config",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="--config.FIELD=VALUE sets a config field",
-    )
-    add_arguments(parser)
-    parser.set_defaults(run=run, takes_fields=True)
-    return parser
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--config, --workdir and --profile."""
+    """--config, --workdir and --profile; further words, `takes_fields`, are fields of the config."""
+    parser.description = DESCRIPTION
+    parser.formatter_class, parser.allow_abbrev = argparse.RawDescriptionHelpFormatter, False
+    parser.epilog = "--config.FIELD=VALUE sets a config field"
+    parser.set_defaults(takes_fields=True)
     parser.add_argument(
         "--config",
         required=True,
@@ -50,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of train.py; returns the exit status."""
-    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, epilog="--config.FIELD=VALUE sets a config field")
+    parser = argparse.ArgumentParser("train.py")
     add_arguments(parser)
     args, fields = parser.parse_known_args(arguments)
     args.fields, args.program = fields, "train.py"

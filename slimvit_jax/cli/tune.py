@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError
 from slimvit_jax.reports import tables
 
@@ -17,45 +18,30 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `tune` command."""
-    parser = subparsers.add_parser(
-        "tune",
-        help="find the token counts for a latency, without labels and without training",
-        description="Measures what a layer costs on this machine, then searches the method and the number of patches "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Measures what a layer costs on this machine, then searches the method and the number of patches "
         "that every layer leaves which meet the target and disagree least with the dense model on the images. Writes "
         "DIR/config.py, which train, evaluate, predict, export and serve take as --config, DIR/budget.json with "
         "everything that was seen, and DIR/front.png. A run with a method keeps it; else methods that need no training "
-        "are tried.",
+        "are tried."
     )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--target-ms", type=float, metavar="MS", help="milliseconds that one batch may take")
     target.add_argument("--target-speedup", type=float, metavar="X", help="times as fast as the dense model")
-    common.add_model_arguments(parser)
+    arguments.add_model(parser)
     parser.add_argument("--methods", metavar="NAME,...", help="methods to try, or all; default: the usual ones")
     parser.add_argument(
         "--images", metavar="DIR", help="images without labels, in any folders; else --data or the run's"
     )
-    parser.add_argument("--limit", type=common.positive, default=256, metavar="N", help="images (default: %(default)s)")
-    parser.add_argument(
-        "--search-images",
-        type=common.positive,
-        default=64,
-        metavar="N",
-        help="of these, those that say most (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--evaluations",
-        type=common.positive,
-        default=60,
-        metavar="N",
-        help="schedules per method (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=common.natural, default=0, metavar="S", help="of the choice of images")
+    number = functools.partial(parser.add_argument, type=arguments.positive, metavar="N")
+    number("--limit", default=256, help="images (default: %(default)s)")
+    number("--search-images", default=64, help="of these, those that say most (default: %(default)s)")
+    number("--evaluations", default=60, help="schedules per method (default: %(default)s)")
+    parser.add_argument("--seed", type=arguments.natural, default=0, metavar="S", help="of the choice of images")
     parser.add_argument("--out", metavar="DIR", default="tuned", help="where the files go (default: %(default)s)")
-    common.add_image_arguments(parser, batch_size=1)
-    parser.set_defaults(run=run)
-    return parser
+    arguments.add_images(parser, batch_size=1)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,14 +116,13 @@ def config_text(args: argparse.Namespace, target: common.Target, budget: Any) ->
     options, method = dict(budget.options), budget.options["method"]
     del options["method"]
     if target.run is not None:
+        fitting: dict[str, Any] = {}
         name, model = target.run.config.model.name, target.run.config.model.options.to_dict()
         weights, data = str(target.run.weights(args.stage)), target.run.config.data.name
     else:
-        given = {**common.of_config(args), **common.parse_options(args.options)}
+        given, fitting = target.asked
         name, weights, data = target.title, args.weights, args.data or "folder"
         model = {key: getattr(target.model, key) for key in given if key in target.model.options()}
-    said = {} if target.run is not None else common.weights_options(args)
-    fitting = {key: value for key, value in said.items() if value != common.AS_THEY_ARE[key]}
     lines = "".join(f"        {key!r}: {value!r},\n" for key, value in options.items())
     return f'''"""{name} with {method}, {budget.ms:.2f} ms a batch of {budget.batch_size} where it was tuned.
 

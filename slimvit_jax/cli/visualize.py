@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from slimvit_jax.cli import common
+from slimvit_jax.cli import arguments, common
 from slimvit_jax.errors import SlimError, unknown
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the `visualize` command."""
-    parser = subparsers.add_parser(
-        "visualize",
-        help="draw weight curves, lives and what is kept",
-        description="Draws lives.EXT (images, lives of their patches or other scores, what is kept after each drop); "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.description = (
+        "Draws lives.EXT (images, lives of their patches or other scores, what is kept after each drop); "
         "for life regression, weights.EXT (the weight curves, and the mean weight of these patches layer by layer); "
-        "for methods that merge, groups.EXT (which patches became one token).",
+        "for methods that merge, groups.EXT (which patches became one token)."
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; none: the first ones of the data")
-    common.add_model_arguments(parser)
-    common.add_image_arguments(parser)
-    parser.add_argument("--count", type=common.positive, default=4, metavar="N", help="images to take from the data")
+    arguments.add_model(parser)
+    arguments.add_images(parser)
+    parser.add_argument("--count", type=arguments.positive, default=4, metavar="N", help="images to take from the data")
     parser.add_argument("--classes", metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--out", metavar="DIR", default="figures", help="where the pictures go (default: %(default)s)")
     parser.add_argument("--format", default="png", metavar="EXT", help="png, svg, pdf, ... (default: %(default)s)")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

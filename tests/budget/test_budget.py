@@ -1,6 +1,5 @@
 """Token counts for a latency: the cost model, the search on synthetic costs, and one run from end to end."""
 
-import argparse
 import threading
 import types
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 import slimvit_jax as slim
-from slimvit_jax.__main__ import main
+from slimvit_jax.__main__ import main, parser_of
 from slimvit_jax.budget import schedules, tune
 from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
 from slimvit_jax.budget.fit import USUAL, families_of
@@ -318,11 +317,7 @@ def test_a_config_of_tune_fits_the_weights_as_it_did(dense, tmp_path):
 
 
 def _arguments(words):
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    for command in (tune_command, serve_command):
-        command.add_parser(commands)
-    return parser.parse_args(words)
+    return parser_of(words[0]).parse_args(words)
 
 
 def _words(options):

@@ -10,7 +10,7 @@ import pytest
 from state_dicts import TINY, assert_equal_states, build, random_state
 from test_convert import FAMILIES, LIFE
 
-from slimvit_jax.cli import convert as command
+from slimvit_jax.__main__ import parser_of
 from slimvit_jax.convert import from_torch, google, hub, io, load, save, to_torch
 from slimvit_jax.errors import SlimError
 
@@ -344,9 +344,7 @@ def test_hub_repositories_of_transformers(tmp_path, monkeypatch):
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["convert", *map(str, words)])
+    args = parser_of("convert").parse_args(["convert", *map(str, words)])
     return args.run(args)
 
 

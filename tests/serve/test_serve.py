@@ -1,6 +1,5 @@
 """The server: what it answers is what the model says, whatever is sent is answered by one line, and it ends cleanly."""
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -27,7 +26,7 @@ from train_tools import tiny_config
 
 import slimvit_jax as slim
 from slimvit_jax import convert
-from slimvit_jax.__main__ import main
+from slimvit_jax.__main__ import main, parser_of
 from slimvit_jax.cli import serve as command
 from slimvit_jax.cli.common import open_target
 from slimvit_jax.inference.evaluate import probabilities
@@ -438,9 +437,7 @@ def test_the_slider_is_for_weights_that_serve_several_budgets(workdir, method):
     words = ["serve", f"--workdir={workdir}", f"--method={method}"]
     words += ["--set=locations=(2, 3)"] if "locations" in fields else []
     words += [f"--set={name}=2" for name in ("pruning_rate", "r") if name in fields]
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(words)
+    args = parser_of("serve").parse_args(words)
     budgets, default = command.slider(args, open_target(args))
     rates = [budget.keep_rate for budget in budgets if budget.keep_rate is not None]
     if "keep_rate" in fields and METHODS[method].any_budget:
@@ -452,9 +449,9 @@ def test_the_slider_is_for_weights_that_serve_several_budgets(workdir, method):
 
 def test_budgets_of_a_run_are_a_stop_of_their_own(workdir):
     """And say nothing at the others."""
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["serve", f"--workdir={workdir}", "--keep-rates=1,0.5", "--set=budgets=(16, 9, 3)"])
+    args = parser_of("serve").parse_args(
+        ["serve", f"--workdir={workdir}", "--keep-rates=1,0.5", "--set=budgets=(16, 9, 3)"]
+    )
     budgets, default = command.slider(args, open_target(args))
     counts = {budget.name: budget.model.slim.plan.token_counts for budget in budgets}
     assert counts == {"own": (16, 9, 3), "1": (16, 16, 16), "0.5": (16, 8, 4)} and default == "own"
