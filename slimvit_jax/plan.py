@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slimvit_jax.errors import SlimError
@@ -243,17 +243,15 @@ def check_budgets(budgets: object, geometry: Geometry | None = None) -> tuple[in
     return counts
 
 
-def shrinking_counts(
-    num_patches: int, rates: Sequence[float], rounding: Callable[[float], int] = math.ceil
-) -> tuple[int, ...]:
-    """n_k = round(rate_k * n_{k-1}): each rate is of what the location before left (life regression, EViT).
+def shrinking_counts(num_patches: int, rates: Sequence[float]) -> tuple[int, ...]:
+    """n_k = ceil(rate_k * n_{k-1}): each rate is of what the location before left (life regression, EViT).
 
     >>> shrinking_counts(196, (0.7, 0.7, 0.7))
     (138, 97, 68)
     """
     counts, left = [], num_patches
     for rate in rates:
-        left = max(1, rounding(rate * left))
+        left = max(1, math.ceil(rate * left))
         counts.append(left)
     return tuple(counts)
 

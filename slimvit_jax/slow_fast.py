@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.ops import select
-from slimvit_jax.ops.evolution import representative_token
+from slimvit_jax.ops.evolution import representative_token, with_representative
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -32,12 +32,10 @@ def divide(tokens: Tokens, running: Array, order: Array, left: int, representati
     if not representative:
         return slow
     mean = representative_token(waiting, running[:, left:]).astype(tokens.x.dtype)
-    with_mean = lambda places: jnp.concatenate(
-        [places[:, :left], representative_token(places[:, left:], running[:, left:])], axis=1
-    )
+    position = everyone.placed(lambda places: with_representative(places, running, left))
     origin = jnp.pad(slow.origin, ((0, 0), (0, 1)), constant_values=-1)
     patches = jnp.concatenate([slow.patches, mean], axis=1)
-    return slow.with_patches(patches, origin, everyone.placed(with_mean)).remember(mean=mean)
+    return slow.with_patches(patches, origin, position).remember(mean=mean)
 
 
 def join(tokens: Tokens) -> Tokens:

@@ -59,18 +59,14 @@ class ATC(Merging, Located, kw_only=True):
 
     def extra_flops(self) -> dict[int, int]:
         dim, head = self.bound.dim, self.bound.dim // self.bound.heads
-        pairs = enumerate(zip(self.plan.attention, self.plan.mlp, strict=True), start=1)
-        return {layer: n * n * head + (n - m) * m * dim for layer, (n, m) in pairs if m < n}
-
-    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
-        return ("keys",) if self.merged[layer - 1] else ()
+        return {layer: n * n * head + r * (n - r) * dim for layer, n, r in self.merging}
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         if not self.merged[layer - 1]:
             return tokens
         count = self.plan.mlp[layer - 1]
-        metric = probe["keys"].astype(jnp.float32).mean(axis=2)[:, tokens.prefix :]
-        leader = agglomerate(cosine_distances(metric), count, self.linkage)
+        distances = cosine_distances(self.metric(probe, layer)[:, tokens.prefix :])
+        leader = agglomerate(distances, count, self.linkage)
         clusters = matching(leader, count, tokens.prefix)
         size = tokens.memory["size"] if self.prop_attn else jnp.ones_like(tokens.memory["size"])
         x, total = merge.merge_weighted(clusters, tokens.x, size)

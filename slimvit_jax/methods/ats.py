@@ -11,7 +11,7 @@ import numpy as np
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.ops import cluster
 from slimvit_jax.ops.squeeze import squeeze_flops
 from slimvit_jax.plan import Plan
@@ -96,8 +96,7 @@ class ATS(Dropping, Located, kw_only=True):
         norms = jnp.linalg.norm(probe["values"][:, tokens.prefix :].astype(jnp.float32), axis=-1)
         score = jnp.einsum("bhn,bnh->bn", attention, norms)
         score = jnp.maximum(ranking(tokens, jax.lax.stop_gradient(score)), 0.0)
-        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-            tokens = tokens.remember(scores=score)
+        tokens = noted(tokens, score)
         there = self._there(tokens)
         score = jnp.where(there, score, 0.0)
         cdf = jnp.cumsum(score / (score.sum(axis=1, keepdims=True) + 1e-6), axis=1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 
+from slimvit_jax import grid
 from slimvit_jax.methods.located import Located
+from slimvit_jax.ops import cluster
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -35,3 +37,23 @@ class Clustering(Located, kw_only=True):
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
         """The tokens with `count` patch tokens, at the location numbered `stage` from 0."""
         raise NotImplementedError
+
+
+class SoftClustering(Clustering, kw_only=True):
+    """Every location has a module, `cluster_layers`, whose queries or centers each take a share of every token.
+
+    It gives the new tokens (B, m, D) and the assignment (B, m, n), which is tapped.
+    """
+
+    any_budget = False  # a module has m rows
+    merges = True
+    keep_all_is_dense = False
+
+    def extra_flops(self) -> dict[int, int]:
+        return {layer: 2 * n * m * self.bound.dim for layer, (n, m) in self.before_and_after.items()}
+
+    def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
+        merged, assignment = self.cluster_layers[stage](tokens.patches)
+        position = tokens.placed(lambda places: cluster.centroids(assignment, places))
+        tokens = grid.follow_shares(tokens, assignment).with_patches(merged, position=position)
+        return tokens.tap("assignment", assignment)

@@ -14,7 +14,7 @@ from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm, Linear, Mlp
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.ops import attention as attention_ops
 from slimvit_jax.options import Count, Natural
 from slimvit_jax.plan import Geometry, Plan
@@ -226,8 +226,7 @@ class Cropr(Dropping, kw_only=True):
         if left == tokens.n and not self.is_initializing():
             return tokens
         scores = module.scores(x[:, tokens.prefix :])
-        if "scores" not in tokens.memory:  # of the first module, where the patches still are in raster order
-            tokens = tokens.remember(scores=scores)
+        tokens = noted(tokens, scores)
         return tokens if left == tokens.n else self.drop(tokens, left, ranking(tokens, scores))
 
     def loss_terms(self, logits: Array, aux: Aux, targets: Targets) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from slimvit_jax.facts import Facts
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.diffrate_counts import Counts, even_counts, held, preset_counts
 from slimvit_jax.methods.merging import Merging
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import class_attention, ranking
 from slimvit_jax.ops import merge, rates, select
 from slimvit_jax.options import Count, Kind, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
@@ -172,10 +172,7 @@ class DiffRate(Merging, kw_only=True):
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         if not self.needs(layer, train):
             return tokens
-        attention = probe["class_attention"].mean(axis=1)[:, tokens.prefix :]
-        tokens = tokens.tap("class_attention", attention)
-        if "scores" not in tokens.memory:  # of the first such layer, where the patches still are in raster order
-            tokens = tokens.remember(scores=attention)
+        tokens, attention = class_attention(tokens, probe)
         if self.learns:
             return self._masked(tokens, layer, attention, train)
         stay_or_merge, stay = self.counts[layer - 1]

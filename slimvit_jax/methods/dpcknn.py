@@ -11,7 +11,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import Linear
 from slimvit_jax.methods.clustering import Clustering
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count
 from slimvit_jax.plan import Geometry
@@ -96,8 +96,7 @@ class DPCKNN(Clustering, kw_only=True):
         x = tokens.patches
         distances = cluster.pairwise_distances(jax.lax.stop_gradient(x)) / x.shape[-1] ** 0.5
         peaks = cluster.peak_scores(distances, self.k_neighbors)
-        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-            tokens = tokens.remember(scores=peaks)
+        tokens = noted(tokens, peaks)
         centers = select.top(ranking(tokens, peaks), count)
         clusters = cluster.assign_to_centers(distances, centers)
         weight = jnp.zeros(x.shape[:2], jnp.float32) if self.equal_weight else self.cluster_layers[stage](x)

@@ -67,19 +67,11 @@ class DTEM(ToMe, kw_only=True):
     @property
     def width(self) -> int:
         """C, the channels of the metric."""
-        if self.feat_dim is not None:
-            return self.feat_dim
-        head = self.bound.dim // self.bound.heads
-        return head if self.bound.dim < 1024 else 2 * head
+        return self.feat_dim or super().width * (1 if self.bound.dim < 1024 else 2)
 
     def extra_flops(self) -> dict[int, int]:
-        bound, costs = self.bound, {}
-        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
-            if r:
-                length = n + bound.prefix_tokens
-                similarities = ((length + 1) // 2) * (length // 2) * self.width
-                costs[layer] = length * bound.dim * self.width + similarities + 3 * r * bound.dim
-        return costs
+        costs, embedding = super().extra_flops(), self.bound.dim * self.width
+        return {layer: costs[layer] + (n + self.bound.prefix_tokens) * embedding for layer, n, _ in self.merging}
 
     def setup(self) -> None:
         self.metric_layer = [Linear(self.width) for _ in range(self.bound.depth)]

@@ -16,7 +16,7 @@ from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.ops import elementwise, select
 from slimvit_jax.options import Positive, Share
 from slimvit_jax.plan import Schedule
@@ -153,18 +153,15 @@ class DynamicViT(Dropping, Located, kw_only=True):
         if left == tokens.n:
             return tokens
         keep = predict(tokens.patches, None)[..., 0]
-        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-            tokens = tokens.remember(scores=keep)
-        tokens = tokens.tap("keep_scores", keep)
+        tokens = noted(tokens, keep).tap("keep_scores", keep)
         return self.drop(tokens, left, ranking(tokens, keep))
 
     def _mask(self, tokens: Tokens, log_probabilities: Array) -> Tokens:
         before = tokens.memory["decision"]
         keep = self._sample(log_probabilities)[..., 0] * before
         tokens = self.absorb(tokens, tokens, before - keep, keep)
-        if "scores" not in tokens.memory:
-            tokens = tokens.remember(scores=log_probabilities[..., 0])
-        tokens = tokens.remember(decision=keep).replace(policy=tokens.per_token(keep, 1.0))
+        tokens = noted(tokens, log_probabilities[..., 0]).remember(decision=keep)
+        tokens = tokens.replace(policy=tokens.per_token(keep, 1.0))
         return tokens.tap("decisions", keep).tap("log_probabilities", log_probabilities)
 
     def _sample(self, log_probabilities: Array) -> Array:

@@ -11,9 +11,9 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import class_attention, ranking
 from slimvit_jax.ops import select
-from slimvit_jax.ops.evolution import representative_token
+from slimvit_jax.ops.evolution import with_representative
 from slimvit_jax.plan import Plan, check_keep_rate
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -104,10 +104,7 @@ class EViT(Dropping, Located, kw_only=True):
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         if layer not in self.kept:
             return tokens
-        attention = probe["class_attention"].mean(axis=1)[:, tokens.prefix :]
-        tokens = tokens.tap("class_attention", attention)
-        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-            tokens = tokens.remember(scores=attention)
+        tokens, attention = class_attention(tokens, probe)
         _, left = self.kept[layer]
         scores = ranking(tokens, attention)
         if not self.fuses:
@@ -123,15 +120,11 @@ class EViT(Dropping, Located, kw_only=True):
         )
         origin = jnp.pad(kept.origin, ((0, 0), (0, 1)), constant_values=-1)
         patches = jnp.concatenate([kept.patches, fused[:, None].astype(kept.x.dtype)], axis=1)
-        position = tokens.placed(lambda places: _with_mean(places, attention, order, left))
+        position = tokens.placed(
+            lambda places: with_representative(select.gather(places, order), select.gather(attention, order), left)
+        )
         both = kept.with_patches(patches, origin, position)
         return both.replace(kept=(*kept.kept, kept.origin))  # what was kept: not the token just made
-
-
-def _with_mean(places: Array, attention: Array, order: Array, left: int) -> Array:
-    """The places (B, left, 2) of those that stay, and the attention's mean of the others' behind them."""
-    ordered, weight = select.gather(places, order), select.gather(attention, order)
-    return jnp.concatenate([ordered[:, :left], representative_token(ordered[:, left:], weight[:, left:])], axis=1)
 
 
 def keep_rate_schedule(

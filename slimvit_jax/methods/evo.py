@@ -14,7 +14,7 @@ from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods import evo_names
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.ops import select
 from slimvit_jax.ops.evolution import evolve
 from slimvit_jax.options import Fraction, Share
@@ -142,10 +142,9 @@ class Evo(Located, kw_only=True):
             return tokens
         running, left = tokens.memory["running"], self.kept[layer]
         raster = select.raster_order(running, tokens.origin)
-        if "scores" not in tokens.memory:
-            tokens = tokens.remember(scores=raster)
+        tokens = noted(tokens, raster).tap("class_attention", raster)
         order = select.top(ranking(tokens, running), tokens.n)
-        divided = divide(tokens.tap("class_attention", raster), running, order, left, self.representative)
+        divided = divide(tokens, running, order, left, self.representative)
         # At 1 of N left out the count does not change, and the encoder would not note it.
         return divided if divided.n < tokens.n else divided.replace(kept=(*tokens.kept, divided.origin))
 

@@ -17,7 +17,7 @@ from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm, truncated
 from slimvit_jax.losses import Targets
 from slimvit_jax.methods.dropping import Dropping
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.options import Count, NotNegative, Range, Share
 from slimvit_jax.plan import Geometry, Plan, Schedule, check_locations
 from slimvit_jax.tokens import Aux, Tokens
@@ -205,9 +205,7 @@ class IARED2(Dropping, kw_only=True):
         patches = x[:, tokens.prefix :]
         anchor = x[:, 0] if self.bound.class_token else patches.mean(axis=1)
         keep = self.interpreters[self.places.index(layer)](anchor, patches)
-        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-            tokens = tokens.remember(scores=keep)
-        tokens = tokens.tap("keep_probabilities", keep)
+        tokens = noted(tokens, keep).tap("keep_probabilities", keep)
         if not train:
             return self.drop(tokens, left, ranking(tokens, keep))
         before = tokens.memory.get("decision", jnp.ones_like(keep))

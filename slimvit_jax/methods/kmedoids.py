@@ -9,7 +9,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.clustering import Clustering
 from slimvit_jax.methods.dropping import Dropping
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count
 from slimvit_jax.slimming import Probe
@@ -99,8 +99,7 @@ class KMedoids(Dropping, Clustering, kw_only=True):
         else:
             weight = ranking(tokens, tokens.memory["token_weight"])
             centers = select.top(weight, count)
-            if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-                tokens = tokens.remember(scores=weight)
+            tokens = noted(tokens, weight)
         centers, clusters = cluster.k_medoids(distances, weight, centers, self.cluster_iters)
         places = jnp.broadcast_to(jnp.arange(count, 0, -1, dtype=jnp.float32), centers.shape)
         tokens = self.drop(tokens, count, select.put(jnp.zeros(weight.shape, jnp.float32), centers, places))

@@ -130,12 +130,9 @@ class MCTF(Merging, kw_only=True):
         return losses
 
     def extra_flops(self) -> dict[int, int]:
-        dim, prefix, costs = self.bound.dim, self.bound.prefix_tokens, {}
-        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
-            if r:
-                a, b = (n + prefix + 1) // 2, (n + prefix) // 2
-                costs[layer] = a * b * dim + 6 * r * dim - 2 * r * dim**2
-        return costs
+        dim, prefix = self.bound.dim, self.bound.prefix_tokens
+        cost = lambda n, r: merge.pairs(n + prefix) * dim + 6 * r * dim - 2 * r * dim**2
+        return {layer: cost(n, r) for layer, n, r in self.merging}
 
     def attend(self, tokens: Tokens, layer: int, block: Block, train: bool) -> tuple[Tokens, Probe]:
         r, size = self.merged[layer - 1], tokens.memory["size"]

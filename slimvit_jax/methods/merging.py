@@ -14,7 +14,7 @@ from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import merge
 from slimvit_jax.options import Range, Share
 from slimvit_jax.plan import Geometry, Plan
-from slimvit_jax.slimming import Slimming
+from slimvit_jax.slimming import Probe, Slimming
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -39,6 +39,19 @@ class Merging(Slimming, kw_only=True):
     def merged(self) -> tuple[int, ...]:
         """Tokens that go inside every layer."""
         return tuple(a - m for a, m in zip(self.plan.attention, self.plan.mlp, strict=True))
+
+    @property
+    def merging(self) -> list[tuple[int, int, int]]:
+        """(layer, patches that it takes in, tokens that go inside), of the layers that merge."""
+        layers = enumerate(zip(self.plan.attention, self.merged, strict=True), start=1)
+        return [(layer, n, r) for layer, (n, r) in layers if r]
+
+    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
+        return ("keys",) if self.merged[layer - 1] else ()
+
+    def metric(self, probe: Probe, layer: int) -> Array:
+        """(B, P + n, C) float32, what the tokens are matched by: the keys of the heads, averaged."""
+        return probe["keys"].astype(jnp.float32).mean(axis=2)
 
     def fewest(self, layer: int, patches: int) -> int:
         return patches - merge.most_merges(patches, 0)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax import grid
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm
-from slimvit_jax.methods.clustering import Clustering
-from slimvit_jax.ops import cluster
+from slimvit_jax.methods.clustering import SoftClustering
 from slimvit_jax.options import Positive
-from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
@@ -40,7 +35,7 @@ class MergeLayer(nn.Module):
         return jnp.einsum("bmn,bnd->bmd", weights.astype(x.dtype), normed), weights
 
 
-class PatchMerger(Clustering, kw_only=True):
+class PatchMerger(SoftClustering, kw_only=True):
     """In front of a location m learned queries attend to the patch tokens; what they read are the new tokens.
 
         y = LayerNorm(x),  A = softmax over tokens of (Q y^T),  x' = A y          m = int(r^k N) at the k-th location
@@ -60,7 +55,6 @@ class PatchMerger(Clustering, kw_only=True):
     """
 
     method = "patchmerger"
-    any_budget = False
     facts = Facts(
         source="Renggli et al. 2022, JoakimHaurum/TokenReduction",
         cost="2 m n D per location",
@@ -68,19 +62,8 @@ class PatchMerger(Clustering, kw_only=True):
         grid="merged",
         where="before",
     )
-    merges = True
-    keep_all_is_dense: ClassVar[bool] = False
 
     merger_eps: Positive = 1e-5
 
-    def extra_flops(self) -> dict[int, int]:
-        return {layer: 2 * n * m * self.bound.dim for layer, (n, m) in self.before_and_after.items()}
-
     def setup(self) -> None:
         self.cluster_layers = [MergeLayer(m, self.merger_eps) for m in self.counts]
-
-    def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
-        merged, assignment = self.cluster_layers[stage](tokens.patches)
-        position = tokens.placed(lambda places: cluster.centroids(assignment, places))
-        tokens = grid.follow_shares(tokens, assignment).with_patches(merged, position=position)
-        return tokens.tap("assignment", assignment)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import RatioMerging
+from slimvit_jax.methods.ranking import noted
 from slimvit_jax.ops import merge
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -52,28 +52,20 @@ class PiToMe(RatioMerging, kw_only=True):
     )
 
     def extra_flops(self) -> dict[int, int]:
-        dim, heads, cost = self.bound.dim, self.bound.heads, {}
-        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
-            if r:
-                pairs = (n + 1) // 2 * (n // 2) if self._everyone(layer) else r * r
-                cost[layer] = (n * n + pairs) * (dim // heads) + 3 * r * dim
-        return cost
+        dim, head = self.bound.dim, self.bound.dim // self.bound.heads
+        pairs = lambda layer, n, r: merge.pairs(n) if self._everyone(layer) else r * r
+        return {layer: (n * n + pairs(layer, n, r)) * head + 3 * r * dim for layer, n, r in self.merging}
 
     def _everyone(self, layer: int) -> bool:
         """Whether all patches take part in this layer's matching."""
         return layer <= (self.bound.depth + 1) // 2
 
-    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
-        return ("keys",) if self.merged[layer - 1] else ()
-
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         r = self.merged[layer - 1]
         if not r:
             return tokens
-        metric = probe["keys"].astype(jnp.float32).mean(axis=2)
+        metric = self.metric(probe, layer)
         energy = merge.energy(metric[:, tokens.prefix :], 0.75 - 0.75 * (layer - 1) / self.bound.depth)
-        tokens = tokens.tap("energy", energy)
-        if "scores" not in tokens.memory:  # of the first layer, where the patches still are in raster order
-            tokens = tokens.remember(scores=energy)
+        tokens = noted(tokens.tap("energy", energy), energy)
         matching = merge.energy_matching(metric, energy, r, tokens.prefix, self._everyone(layer))
         return self.reduced(tokens, matching, *merge.merge_weighted(matching, tokens.x, tokens.memory["size"]))

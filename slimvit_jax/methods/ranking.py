@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from slimvit_jax.ops import select
+from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
@@ -21,3 +22,14 @@ def ranking(tokens: Tokens, own: Array) -> Array:
         return own
     imposed = select.gather(given, jnp.maximum(tokens.origin, 0))
     return jnp.where(tokens.origin >= 0, imposed, own.astype(imposed.dtype))
+
+
+def noted(tokens: Tokens, scores: Array) -> Tokens:
+    """With `scores` (B, n) as `aux.scores`, if they are the first: then the patches still are in raster order."""
+    return tokens if "scores" in tokens.memory else tokens.remember(scores=scores)
+
+
+def class_attention(tokens: Tokens, probe: Probe) -> tuple[Tokens, Array]:
+    """(B, n) the patches' class attention, the mean over the heads, and the tokens with it noted and tapped."""
+    attention = probe["class_attention"].mean(axis=1)[:, tokens.prefix :]
+    return noted(tokens.tap("class_attention", attention), attention), attention

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from slimvit_jax import grid
 from slimvit_jax.facts import Facts
-from slimvit_jax.methods.clustering import Clustering
+from slimvit_jax.methods.clustering import SoftClustering
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count, Positive
-from slimvit_jax.tokens import Tokens
 
 Array = jax.Array
 
@@ -47,7 +45,7 @@ class TransportLayer(nn.Module):
         return jnp.einsum("bmn,bnd->bmd", weights.astype(x.dtype), unit.astype(x.dtype)), weights
 
 
-class Sinkhorn(Clustering, kw_only=True):
+class Sinkhorn(SoftClustering, kw_only=True):
     """In front of a location every token is shared out among m learned centers; a center's sum is a new token.
 
         s_ki = <v_k / |v_k|, x_i / |x_i|> / eps
@@ -75,7 +73,6 @@ class Sinkhorn(Clustering, kw_only=True):
     """
 
     method = "sinkhorn"
-    any_budget = False
     facts = Facts(
         source="Haurum et al. 2023, JoakimHaurum/TokenReduction",
         cost="2 m n D per location",
@@ -83,20 +80,9 @@ class Sinkhorn(Clustering, kw_only=True):
         grid="merged",
         where="before",
     )
-    merges = True
-    keep_all_is_dense: ClassVar[bool] = False
 
     sinkhorn_eps: Positive = 1.0
     cluster_iters: Count = 3
 
-    def extra_flops(self) -> dict[int, int]:
-        return {layer: 2 * n * m * self.bound.dim for layer, (n, m) in self.before_and_after.items()}
-
     def setup(self) -> None:
         self.cluster_layers = [TransportLayer(m, self.sinkhorn_eps, self.cluster_iters) for m in self.counts]
-
-    def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:
-        merged, assignment = self.cluster_layers[stage](tokens.patches)
-        position = tokens.placed(lambda places: cluster.centroids(assignment, places))
-        tokens = grid.follow_shares(tokens, assignment).with_patches(merged, position=position)
-        return tokens.tap("assignment", assignment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import RatioMerging
@@ -61,22 +60,18 @@ class ToFu(RatioMerging, kw_only=True):
         return layer <= self.bound.depth // 2 + 1
 
     def extra_flops(self) -> dict[int, int]:
-        dim, heads, cost = self.bound.dim, self.bound.heads, {}
-        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
-            if r:
-                a, b = (n + self.bound.prefix_tokens + 1) // 2, (n + self.bound.prefix_tokens) // 2
-                cost[layer] = a * b * (dim // heads) + (0 if self._drops(layer) else (3 * r + 2 * b) * dim)
+        dim, head, cost = self.bound.dim, self.bound.dim // self.bound.heads, {}
+        for layer, n, r in self.merging:
+            length = n + self.bound.prefix_tokens
+            means = 0 if self._drops(layer) else (3 * r + 2 * (length // 2)) * dim
+            cost[layer] = merge.pairs(length) * head + means
         return cost
-
-    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
-        return ("keys",) if self.merged[layer - 1] else ()
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         r = self.merged[layer - 1]
         if not r:
             return tokens
-        metric = probe["keys"].astype(jnp.float32).mean(axis=2)
-        matching = merge.bipartite_soft_matching(metric, r, tokens.prefix)
+        matching = merge.bipartite_soft_matching(self.metric(probe, layer), r, tokens.prefix)
         assert matching is not None  # r > 0 is what the plan allows
         if self._drops(layer):
             x = select.gather(tokens.x, matching.held)

@@ -111,20 +111,13 @@ class ToMe(Merging, kw_only=True):
         return _plan(self.bound, self._wanted(self.bound))
 
     def extra_flops(self) -> dict[int, int]:
-        dim, heads, prefix = self.bound.dim, self.bound.heads, self.bound.prefix_tokens
-        cost = {}
-        for layer, (n, r) in enumerate(zip(self.plan.attention, self.merged, strict=True), start=1):
-            if r:
-                a, b = (n + prefix + 1) // 2, (n + prefix) // 2
-                cost[layer] = a * b * (dim // heads) + 3 * r * dim
-        return cost
+        dim, prefix = self.bound.dim, self.bound.prefix_tokens
+        return {layer: merge.pairs(n + prefix) * self.width + 3 * r * dim for layer, n, r in self.merging}
 
-    def needs(self, layer: int, train: bool) -> tuple[str, ...]:
-        return ("keys",) if self.merged[layer - 1] else ()
-
-    def metric(self, probe: Probe, layer: int) -> Array:
-        """(B, P + n, C) float32, what the tokens are matched by."""
-        return probe["keys"].astype(jnp.float32).mean(axis=2)
+    @property
+    def width(self) -> int:
+        """Channels of the metric."""
+        return self.bound.dim // self.bound.heads
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         r = self.merged[layer - 1]

@@ -7,7 +7,7 @@ import jax
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
-from slimvit_jax.methods.ranking import ranking
+from slimvit_jax.methods.ranking import class_attention, ranking
 from slimvit_jax.options import Share
 from slimvit_jax.plan import Schedule
 from slimvit_jax.slimming import Probe
@@ -63,8 +63,5 @@ class TopK(Dropping, Located, kw_only=True):
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
         if not self._drops_in(layer):
             return tokens
-        attention = probe["class_attention"].mean(axis=1)[:, tokens.prefix :]
-        tokens = tokens.tap("class_attention", attention)
-        if "scores" not in tokens.memory:  # of the first location, where the patches still are in raster order
-            tokens = tokens.remember(scores=attention)
+        tokens, attention = class_attention(tokens, probe)
         return self.drop(tokens, self.plan.mlp[layer - 1], ranking(tokens, attention))

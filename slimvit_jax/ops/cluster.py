@@ -214,19 +214,6 @@ def sample_by_quantiles(cdf: Array, points: np.ndarray, valid: Array, k: int) ->
     return index, gather(sampled, index)
 
 
-def follow(owner: Array, clusters: Array) -> Array:
-    """Provenance: the cluster of the token that each original patch is part of.
-
-    Args:
-      owner: (B, N) int32, the token of each original patch before a clustering.
-      clusters: (B, n) int32, the cluster of each of these tokens.
-
-    Returns:
-      (B, N) int32.
-    """
-    return gather(clusters, owner)
-
-
 def centroids(assignment: Array, places: Array) -> Array:
     """Where soft clusters are: (B, m, n) weights and (B, n, C) places to (B, m, C), means by normalised weights."""
     weights = assignment.astype(jnp.float32)

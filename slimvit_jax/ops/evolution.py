@@ -26,3 +26,8 @@ def representative_token(patches: Array, scores: Array) -> Array:
     total = scores.sum(axis=1, keepdims=True)
     weights = jnp.where(total > 0, scores / jnp.where(total > 0, total, 1.0), 1.0 / scores.shape[1])
     return jnp.einsum("bn,bnd->bd", weights, patches, preferred_element_type=jnp.float32)[:, None]
+
+
+def with_representative(values: Array, scores: Array, left: int) -> Array:
+    """(B, n, C) and (B, n), the best first, to (B, left + 1, C): the first `left`, and the mean of the others."""
+    return jnp.concatenate([values[:, :left], representative_token(values[:, left:], scores[:, left:])], axis=1)

@@ -77,8 +77,3 @@ def log_weight(lives: Array, layer: int, temperature: float) -> Array:
       (...) float32, at most 0.
     """
     return jax.nn.log_sigmoid(temperature * (lives - layer))
-
-
-def alive(lives: Array, layer: int) -> Array:
-    """Equation (4): whether each patch is computed in the 1-based `layer`; bool of the shape of `lives`."""
-    return layer <= lives

@@ -49,6 +49,11 @@ def most_merges(length: int, protected: int) -> int:
     return max(0, (length - protected) // 2)
 
 
+def pairs(length: int) -> int:
+    """How many pairs of an even and an odd position `length` tokens make."""
+    return (length + 1) // 2 * (length // 2)
+
+
 def bipartite_soft_matching(metric: Array, r: int, protected: int) -> Matching | None:
     """Every token of A proposes its most similar token of B; the `r` most similar pairs are merged.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from slimvit_jax.ops.cluster import unit
 from slimvit_jax.ops.merge import membership
+from slimvit_jax.ops.select import first_highest
 
 Array = jax.Array
 
@@ -36,11 +37,7 @@ def nearest_host(hosts: Array, guests: Array, staying: Array | None = None) -> t
     )
     if staying is not None:
         similarity = jnp.where(staying[:, None] > 0.5, similarity, NOWHERE)
-    highest = similarity.max(axis=-1)
-    # Two plain reductions are faster on a CPU than argmax, and ties go to the first on every device.
-    positions = jnp.arange(similarity.shape[2], dtype=jnp.int32)
-    first = jnp.where(similarity >= highest[..., None], positions, similarity.shape[2] - 1).min(axis=-1)
-    return first, highest
+    return first_highest(similarity, axis=2)
 
 
 def squeeze_exponential(

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.inference.evaluate import Outputs
-from slimvit_jax.ops import cluster
 from slimvit_jax.reports import patches, visualize
 
 
@@ -99,15 +97,12 @@ def groups_of(taps: Mapping[str, Any], prefix: int = 1) -> list[np.ndarray]:
         return [np.asarray(taps["owner"])[:, prefix:]]
     if "owners" in taps:
         return [np.asarray(owner)[:, prefix:] for owner in taps["owners"]]
-    if "clusters" in taps:
-        first = taps["clusters"][0]
-        held = [jnp.broadcast_to(jnp.arange(first.shape[1]), first.shape)]
-        for clusters in taps["clusters"]:
-            held.append(cluster.follow(held[-1], clusters))
-        return [np.asarray(owner) for owner in held[1:]]
+    groups: list[np.ndarray] = []
+    for clusters in map(np.asarray, taps.get("clusters", ())):
+        groups.append(np.take_along_axis(clusters, groups[-1], axis=1) if groups else clusters)
     steps = [np.asarray(a) for a in taps.get("assignment", ())]
     steps = steps or [np.asarray(a).swapaxes(1, 2) for a in taps.get("assignments", ())]  # (B, new, old)
-    whole, groups = None, []
+    whole = None
     for step in steps:
         whole = step if whole is None else step @ whole
         groups.append(whole.argmax(axis=1))

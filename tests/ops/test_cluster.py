@@ -112,8 +112,3 @@ def test_sampling_one_by_one():
         np.testing.assert_array_equal(index[b][drawn[b]], expected)
         assert not drawn[b][len(expected) :].any()
         assert len(set(np.asarray(index[b]))) == 12
-
-
-def test_follow_composes_clusterings():
-    owner = cluster.follow(jnp.int32([[0, 1, 1, 2]]), jnp.int32([[1, 0, 1]]))
-    np.testing.assert_array_equal(owner, [[1, 0, 0, 1]])
