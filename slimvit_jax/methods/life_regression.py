@@ -69,7 +69,7 @@ class LifeRegression(Dropping, Located, kw_only=True):
 
     method = "life_regression"
     facts = Facts(
-        source="life regression (the paper of this library)",
+        source="Chen et al., Life Regression based Patch Slimming",
         cost="D² + N D once",
         learns="D² + 2 D",
         training="soft weights on all patches, masks, or as at inference",

@@ -17,7 +17,7 @@ def tree(tmp_path_factory):
     tests = {name: name for name in ("conftest.py", "golden.py", "test_architecture.py", *ASKED)}
     follow(tree, page, ["slimvit_jax", "docs"], tests, "METHODS", "TopK")
     (section,) = re.findall(r"^```markdown\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    methods, behind = tree / "docs" / "methods.md", "## All patches in the end"
+    methods, behind = tree / "docs" / "methods.md", "# What methods share"
     methods.write_text(methods.read_text().replace(behind, f"{section}\n{behind}"))
     return tree
 
