@@ -3,15 +3,13 @@
     python train.py --config=configs/image_folder.py --workdir=runs/mine --config.data.data_dir=DIR
 
 The classes are the folders. Of a folder without splits, DIR/CLASS/*.jpg, a fifth of each class is held out by
-'--config.data.train_split=train[:80%]' '--config.data.eval_split=train[80%:]'. Any named model starts from its own
-published weights, at any image size that its patches divide:
+'--config.data.train_split=train[:80%]' '--config.data.eval_split=train[80%:]'. Another named model starts from its own
+published weights, at any image size that its patches divide; --config.init.path=FILE, or hf-hub:OWNER/NAME, takes others:
 
-    --config.model.name=vit_small_patch14_dinov2 --config.model.options.img_size=224 --config.init.path=FILE
+    --config.model.name=vit_small_patch14_dinov2 --config.model.options.img_size=224
 
-(the last one for a weights file at hand, or hf-hub:OWNER/NAME).
-
-Another model comes with its own weights: --config.model.name=deit_base_patch16_224. The classifier alone is tuned by
---config.stages.dense.trainable=head.
+--config.stages.dense.trainable=head tunes the classifier alone. Models compute in bfloat16; a float32 model for an ONNX
+file is `slimvit export ... --set dtype=float32`.
 
 DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, predictor and backbone in one
 stage, with what did better than the paper's training on Fashion-MNIST (docs/results.md): training masks the patches

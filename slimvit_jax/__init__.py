@@ -5,7 +5,7 @@ In short:
     import slimvit_jax as slim
 
     model = slim.create_model("deit_small_patch16_224", method="life_regression", keep_rate=0.7)
-    variables = slim.load(model, "deit_small.safetensors", init_missing=("life_predictor",))
+    variables = slim.load(model, "deit_small.safetensors", init_missing="method")
     logits, aux = model.apply(variables, images, return_aux=True)
 """
 
