@@ -4,7 +4,8 @@
 
 The classes are the folders. Of a folder without splits, DIR/CLASS/*.jpg, a fifth of each class is held out by
 '--config.data.train_split=train[:80%]' '--config.data.eval_split=train[80%:]'. Another named model starts from its own
-published weights, at any image size that its patches divide; --config.init.path=FILE, or hf-hub:OWNER/NAME, takes others:
+published weights, at any image size that its patches divide. --config.init.path=FILE, or hf-hub:OWNER/NAME, takes
+others.
 
     --config.model.name=vit_small_patch14_dinov2 --config.model.options.img_size=224
 
