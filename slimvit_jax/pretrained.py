@@ -57,6 +57,7 @@ def from_pretrained(
 
     Args:
       source: one of
+
         * "hf-hub:OWNER/NAME", a repository of timm's or transformers' form on the Hugging Face hub, whose config.json
           says what the model is. Downloaded once; later calls need no network.
         * a local folder of that form: config.json beside the weights.

@@ -25,6 +25,7 @@ def load(model: Backbone, path: str | os.PathLike[str], **options: Any) -> dict[
     Args:
       model: from create_model.
       path: one of
+
         * .safetensors, .npz, or a file of torch (.pth, .pt, .bin, .ckpt, .tar), under any names that `from_torch` takes
           (Google's layouts are .npz);
         * *.index.json of a sharded checkpoint;
