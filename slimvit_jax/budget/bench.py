@@ -15,7 +15,9 @@ from slimvit_jax.budget import schedules
 from slimvit_jax.budget.cost import Clock, CostModel
 from slimvit_jax.budget.layerwise import Family, Layerwise
 from slimvit_jax.budget.schedules import Counts, Shape
+from slimvit_jax.errors import SlimError
 from slimvit_jax.inference.evaluate import Inference, measure_speed
+from slimvit_jax.options import shown
 from slimvit_jax.plan import Plan
 from slimvit_jax.slimming import Slimming
 
@@ -66,6 +68,8 @@ class Bench:
         self.patches, self.evaluations = model.geometry.num_patches, 0
         self.step = max(1, self.patches // STEPS)
         self._dense = images.outputs(None)
+        if bad := np.flatnonzero(~np.isfinite(self._dense).all(axis=1)).tolist():
+            raise SlimError(f"images {shown(bad)}: what the dense model says is no finite number; look at its weights")
         self._known: dict[tuple[str, Counts], np.ndarray] = {}
         self._timed: Inference | None = None
         self._plans: dict[tuple[str, Counts], Plan] = {}

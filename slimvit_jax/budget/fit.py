@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.budget import schedules
 from slimvit_jax.budget.bench import Bench, Row, Say
 from slimvit_jax.budget.cost import Clock, CostModel, measure
@@ -21,7 +22,7 @@ from slimvit_jax.budget.schedules import Counts, Shape
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.methods import METHODS
 from slimvit_jax.methods.diffrate_counts import presets
-from slimvit_jax.options import Positive, kind_of
+from slimvit_jax.options import Count, Natural, Positive, Range, check, kind_of, shown
 from slimvit_jax.slimming import Slimming
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,14 @@ FRONT = (1.2, 1.4, 1.7, 2.0)
 LIVES = "lives of the data"
 #: Images that all methods are compared on; the best few are compared on all images.
 SCREENED = 64
+#: What `tune` takes.
+_KINDS = {
+    "methods": kind_of(str | tuple[str, ...]),
+    "evaluations": kind_of(Natural),
+    "front": kind_of(tuple[Annotated[float, Range(above=1)], ...]),
+    "seconds": kind_of(Positive),
+    **dict.fromkeys(("batch_size", "search_images", "finalists", "rounds"), kind_of(Count)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +156,13 @@ def tune(
     """
     began, say = time.perf_counter(), progress or (lambda line: None)
     target = check_target(target_ms, speedup)
+    check(_KINDS, dict(methods=methods, batch_size=batch_size, search_images=search_images, finalists=finalists,
+                       evaluations=evaluations, front=front, rounds=rounds, seconds=seconds))  # fmt: skip
     clock = Clock(batch_size, rounds, seconds)
     families = families_of(model, methods)
     images = _images(model, images)
-    if labels is not None and len(labels) != len(images):
-        raise SlimError(f"{len(labels)} labels for {len(images)} images")
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise SlimError(f"{np.size(labels)} labels for {len(images)} images")
     few = np.linspace(0, len(images) - 1, min(SCREENED, len(images))).round().astype(int)
     small = Layerwise(model, variables, images[few])
     cost = measure(model, variables, clock, say)
@@ -238,7 +249,16 @@ def check_target(target_ms: Any, speedup: Any) -> float:
 
 def _images(model: Any, images: Any) -> np.ndarray:
     if images is not None:
-        return np.asarray(images, np.float32)
+        try:
+            given = np.asarray(images)
+        except ValueError:
+            raise SlimError("images of several shapes: this is no array") from None
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            raise SlimError(f"images of {given.dtype}: floats are due, as slim.transform_for(model) makes them")
+        model.check_images(given.shape)
+        if bad := np.flatnonzero(~np.isfinite(given).all(axis=(1, 2, 3))).tolist():
+            raise SlimError(f"images {shown(bad)} hold values that are no finite numbers")
+        return given.astype(np.float32)
     logger.warning("fit_budget without images: noise stands for them, on which models agree otherwise than on yours")
     return np.random.default_rng(0).standard_normal((32, *model.img_size, model.in_chans), np.float32)
 
@@ -248,6 +268,8 @@ def families_of(model: Any, methods: str | Sequence[str]) -> dict[str, Family]:
     own = getattr(model, "slim", None)
     if not isinstance(own, Slimming):
         raise SlimError(f"a model of create_model is due, not {type(model).__name__}")
+    if not isinstance(model, VisionTransformer):
+        raise SlimError(f"{type(model).__name__} has no layers of one kind: counts are fitted to plain ViTs")
     if own.method != Slimming.method:
         if methods:
             raise SlimError(f"methods={methods!r}: the model has method {own.method!r}, whose counts are searched")

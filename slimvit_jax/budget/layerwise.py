@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from slimvit_jax.backbones.base import Backbone
-from slimvit_jax.backbones.vit import VisionTransformer
 from slimvit_jax.budget.schedules import Counts
 from slimvit_jax.errors import SlimError
 from slimvit_jax.inference.evaluate import probabilities
@@ -108,7 +107,7 @@ class Layerwise:
       programs: of another one of the same model, to share.
 
     Raises:
-      SlimError: for a backbone that is no plain ViT, or images that do not fit.
+      SlimError: for images that do not fit.
     """
 
     def __init__(
@@ -119,8 +118,6 @@ class Layerwise:
         batch_size: int = 16,
         programs: Programs | None = None,
     ) -> None:
-        if not isinstance(model, VisionTransformer):
-            raise SlimError(f"{type(model).__name__} has no layers of one kind: counts are fitted to plain ViTs")
         if len(images) == 0:
             raise SlimError("no images: there is nothing to agree on")
         model.check_images(np.shape(images))

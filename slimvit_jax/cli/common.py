@@ -49,7 +49,8 @@ def method_options(args: argparse.Namespace) -> dict[str, Any]:
 
     options = parse_options(args.options)
     if args.keep_rate is not None:
-        if args.method in (None, *DENSE) and not getattr(args, "workdir", None):
+        elsewhere = getattr(args, "workdir", None) or getattr(args, "config", None)
+        if args.method in DENSE or (args.method is None and not elsewhere):
             raise SlimError(f"--keep-rate {args.keep_rate} needs --method NAME; choices: {', '.join(list_methods())}")
         rates = rate_list(args.keep_rate)
         options["keep_rate"] = rates if len(rates) > 1 else rates[0]
@@ -77,13 +78,16 @@ def asked(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     load: dict[str, Any] = {}
     if getattr(args, "config", None):
         from slimvit_jax.training import load_config
+        from slimvit_jax.training.build import at_keep_rate
 
         config = load_config(args.config)
         if not args.workdir:
             options = {"name": config.model.name, **config.model.options.to_dict()}
             load = config.init.options.to_dict() | {"init_missing": ()}
-        if config.method.name and args.method in (None, config.method.name):
-            options |= {"method": config.method.name, **config.method.options.to_dict()}
+        method, fixed = config.method.name, config.method.options.to_dict()
+        if method and args.method in (None, method):
+            fixed = fixed if args.keep_rate is None else at_keep_rate(method, fixed, args.keep_rate)
+            options |= {"method": method, **fixed}
     return options | method_options(args), load | weights_options(args)
 
 
@@ -197,6 +201,7 @@ def writable_file(text: str, inputs: Iterable[str | Path | None] = ()) -> Path:
         raise SlimError(f"{text!r} names no file to write")
     if not path.parent.is_dir():
         raise SlimError(f"no folder {str(path.parent)!r} to write {path.name!r} to")
+    _check_writable(path.parent)
     return not_over(path, inputs)
 
 
@@ -207,4 +212,10 @@ def writable_folder(path: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SlimError(f"cannot make the folder {path!r}: {error.strerror}") from error
+    return _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> Path:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SlimError(f"cannot write to the folder {str(folder)!r}: no permission, or a read-only disk")
     return folder

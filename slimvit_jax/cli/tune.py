@@ -123,10 +123,11 @@ def config_text(args: argparse.Namespace, target: common.Target, budget: Any) ->
         given, fitting = target.asked
         name, weights, data = target.title, args.weights, args.data or "folder"
         model = {key: getattr(target.model, key) for key in given if key in target.model.options()}
+    shown = shlex.quote(str(weights)).encode("unicode_escape").decode().replace('"', '\\"')  # in a docstring
     lines = "".join(f"        {key!r}: {value!r},\n" for key, value in options.items())
     return f'''"""{name} with {method}, {budget.ms:.2f} ms a batch of {budget.batch_size} where it was tuned.
 
-    slimvit evaluate --config=FILE --weights={weights} ...          predict, export and serve likewise
+    slimvit evaluate --config=FILE --weights={shown} ...          predict, export and serve likewise
     slimvit train --config=FILE --workdir=DIR --config.data.data_dir=IMAGES
 
 Found by slimvit tune: {budget.dense_ms / budget.ms:.2f} x as fast as the dense model, {budget.measure} \\

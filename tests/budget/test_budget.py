@@ -10,6 +10,7 @@ import pytest
 import slimvit_jax as slim
 from slimvit_jax.__main__ import main, parser_of
 from slimvit_jax.budget import schedules, tune
+from slimvit_jax.budget.bench import Bench
 from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
 from slimvit_jax.budget.fit import USUAL, families_of
 from slimvit_jax.budget.layerwise import Family, Layerwise, divergence, turned
@@ -253,13 +254,30 @@ def test_fit_budget_gives_options_that_meet_the_target(tmp_path):
         (dict(target_ms=-1.0), "target_ms=-1.0 must be"),
         (dict(speedup=1.5, methods="avit"), "unknown method that needs no training 'avit'"),
         (dict(speedup=1.5, labels=[1]), "1 labels for 5 images"),
+        (dict(speedup=1.5, labels=3), "1 labels for 5 images"),
         (dict(speedup=1.5, images=np.zeros((5, 8, 8, 1))), "images of shape"),
+        (dict(speedup=1.5, images=np.zeros((5, 24, 24, 1), np.uint8)), "images of uint8: floats are due"),
+        (dict(speedup=1.5, images=["a.jpg", "b.jpg"]), "images of <U5: floats are due"),
+        (dict(speedup=1.5, images=[np.zeros((24, 24, 1)), np.zeros((8, 8, 1))]), "images of several shapes"),
+        (dict(speedup=1.5, images=np.full((1, 24, 24, 1), np.nan)), r"images \[0\] hold values that are no finite"),
+        (dict(speedup=1.5, methods=5), "methods=5 must be text"),
+        (dict(speedup=1.5, batch_size=0), "batch_size=0 must be a whole number of at least 1"),
+        (dict(speedup=1.5, evaluations=-1), "evaluations=-1 must be a whole number of at least 0"),
+        (dict(speedup=1.5, front=(0.5,)), r"front=\(0.5,\) must be"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_measured(dense, change, words):
     model, variables, images = dense
     with pytest.raises(slim.SlimError, match=words):
         tune(model, variables, change.pop("images", images), **change)
+
+
+def test_weights_that_are_no_numbers_are_told(dense):
+    model, variables, images = dense
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+    layers, cost = Layerwise(model, broken, images), CostModel(model.geometry, 0.0, (1.0, 0.0, 0.0))
+    with pytest.raises(slim.SlimError, match="look at its weights"):
+        Bench(model, broken, layers, cost, {})
 
 
 def test_methods_that_cannot_be_told_counts_are_refused(dense):
@@ -289,6 +307,8 @@ def test_a_config_of_tune_is_one_to_train_evaluate_export_and_serve(dense, tmp_p
     target = open_target(args)  # as evaluate, predict and export do
     budgets, default = serve_command.slider(args, target)
     assert len(budgets) > 1, "the slider has other keep rates beside what was tuned"
+    rate = open_target(_arguments(["serve", f"--config={file}", f"--weights={weights}", "--keep-rate=0.5"])).model.slim
+    assert rate.method == trained.slim.method and rate.plan != trained.slim.plan, "what is asked for wins"
     chosen = next(each for each in budgets if each.name == default)
     assert chosen.facts()["token_counts"] == target.model.slim.plan.token_counts
     assert chosen.model.slim.plan == trained.slim.plan
@@ -301,7 +321,7 @@ def test_a_config_of_tune_is_one_to_train_evaluate_export_and_serve(dense, tmp_p
 
 def test_a_config_of_tune_fits_the_weights_as_it_did(dense, tmp_path):
     model, variables, _ = dense
-    slim.save(model, variables, weights := tmp_path / "w.safetensors")
+    slim.save(model, variables, weights := tmp_path / 'odd \\N """ name.safetensors')
     larger = _words(SMALL | {"img_size": 32})
     args = _arguments(["tune", "--model=vit", f"--weights={weights}", "--target-ms=2", "--resample-pos-embed", *larger])
     budget = types.SimpleNamespace(
@@ -333,6 +353,7 @@ def _words(options):
         (["--target-ms=3", "--images=nowhere"], "--images nowhere: there is no such folder"),
         (["--target-ms=3", "--images=a", "--data=digits"], "--images a and --data digits: give one of them"),
         (["--target-ms=3", "--config=nowhere.py"], "no config file 'nowhere.py'"),
+        (["--target-ms=3", "--model=levit"], "LeViT has no layers of one kind"),
         (["--target-ms=3", "--seed=-1"], "'-1' is not a whole number of at least 0"),
     ],
 )
