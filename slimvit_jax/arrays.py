@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, first_line
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:
@@ -22,8 +22,7 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
             value = value.float().numpy() if value.is_floating_point() and not native else value.numpy()
         array = np.asarray(value)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:  # sparse, without data, on no device
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise SlimError(f"state dict: {name} cannot be read as an array: {why}") from None
+        raise SlimError(f"state dict: {name} cannot be read as an array: {first_line(error)}") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise SlimError(f"state dict: {name} holds {array.dtype}, not floating numbers")
     return array

@@ -10,6 +10,11 @@ class SlimError(ValueError):
     """Bad input of any kind: one line that names the thing, its value and the choices."""
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The beginning of what an error of another library says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def unknown(kind: str, value: object, choices: Iterable[object]) -> SlimError:
     """The error for a value that is not among `choices`; names the nearest choice, if one is near.
 

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: From the bottom up. A module may import those of lower layers and of its own; a layer is a file or a folder.
 LAYERS = (
-    ("errors", "text", "arrays", "files", "huge_pages", "options", "keywords", "fresh", "facts"),
+    ("errors", "text", "quiet", "arrays", "files", "huge_pages", "options", "keywords", "fresh", "facts"),
     ("ops", "images"),
     ("plan", "named", "checked"),
     ("tokens", "losses"),

@@ -104,9 +104,11 @@ def _images(args: argparse.Namespace, target: common.Target) -> tuple[np.ndarray
         return target.preprocess.normalise(pixels), None, f"{len(chosen)} images of a folder"
     if not args.data and target.run is None:
         raise SlimError("no images to agree on: give --images DIR, or --data NAME")
+    from slimvit_jax.data import pixels_of
+
     source = common.open_source(args, target)
     records = [source[int(i)] for i in sorted(random.permutation(len(source))[: args.limit])]
-    pixels = np.stack([target.preprocess.pixels(record["image"], record["name"]) for record in records])
+    pixels = pixels_of(records, target.preprocess)
     labels = np.asarray([record["label"] for record in records]) if target.model.num_classes else None
     return target.preprocess.normalise(pixels), labels, f"{len(records)} images of {source.name} {source.split}"
 

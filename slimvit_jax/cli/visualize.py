@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the pictures and prints their paths."""
     import numpy as np
 
-    from slimvit_jax.data import samples
+    from slimvit_jax.data import pixels_of, samples
     from slimvit_jax.inference.evaluate import Inference
     from slimvit_jax.reports import pictures, tables
     from slimvit_jax.reports.style import DRAWN_FORMATS
@@ -51,10 +51,7 @@ def run(args: argparse.Namespace) -> int:
         source = common.open_source(args, target)
         names = names or source.class_names
         records = samples(source, args.count)
-        pixels, shown = (
-            np.stack([each.pixels(record["image"], record["name"]) for record in records])
-            for each in (prepare, prepare.for_display())
-        )
+        pixels, shown = (pixels_of(records, each) for each in (prepare, prepare.for_display()))
         titles = [names[record["label"]] for record in records]
     variables = target.load()
     folder = common.writable_folder(args.out)

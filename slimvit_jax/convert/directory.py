@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,13 @@ import jax
 import numpy as np
 
 from slimvit_jax.convert import rules
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, first_line
+from slimvit_jax.quiet import quiet
 
 #: What save leaves in a directory of its own: the names of all files in it.
 MARK = "slimvit_jax.json"
+#: They log a line about every file, and every failure at length, which is an error here.
+_LOUD = ("absl", "orbax")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
@@ -44,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     import orbax.checkpoint as ocp
 
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+    with quiet(*_LOUD), ocp.PyTreeCheckpointer() as checkpointer:
         try:
             tree = getattr(checkpointer.metadata(path.absolute()).item_metadata, "tree", None)
             if tree is None and (path / MARK).exists():
@@ -57,8 +58,7 @@ def read(path: Path) -> dict[str, Any]:
         except SlimError:
             raise
         except Exception as error:  # of whatever kind Orbax and TensorStore like
-            why = (str(error).strip().splitlines() or [""])[0][:160]
-            raise SlimError(f"not a complete Orbax directory ({type(error).__name__}: {why})") from error
+            raise SlimError(f"not a complete Orbax directory ({type(error).__name__}: {first_line(error)})") from error
     flat = rules.flatten(variables)
     return {
         name: rules.to_torch_layout(leaf, np.asarray(flat[leaf.path])) for name, leaf in rules.leaves(variables).items()
@@ -73,7 +73,7 @@ def write(path: Path, variables: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh, old = (path.with_name(f".{path.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
     try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with quiet(*_LOUD), ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(fresh, rules.unflatten(jax.device_get(rules.flatten(variables))), force=True)
         (fresh / MARK).write_text(json.dumps({"files": [MARK, *_files(fresh)]}), encoding="utf-8")
         if path.exists():  # a directory with files in it cannot be replaced in one step
@@ -88,17 +88,3 @@ def write(path: Path, variables: Mapping[str, Any]) -> None:
 
 def _files(path: Path) -> list[str]:
     return [str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir() or file.is_symlink()]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the lines that Orbax logs about every file, and at length about every failure, which is an error here."""
-    loggers = [logging.getLogger(name) for name in ("absl", "orbax")]
-    before = [one.level for one in loggers]
-    try:
-        for one in loggers:
-            one.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for one, level in zip(loggers, before, strict=True):
-            one.setLevel(level)

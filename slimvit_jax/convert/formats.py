@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, first_line
 from slimvit_jax.files import atomic_path, read_text
 
 StateDict = dict[str, Any]
@@ -182,8 +182,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except SlimError:
         raise
     except Exception as error:  # readers raise their own kinds of errors for truncated and foreign files
-        why = (str(error).strip().splitlines() or [""])[0][:160]
-        raise SlimError(f"not a complete {kind_of(path)} file ({type(error).__name__}: {why})") from error
+        raise SlimError(f"not a complete {kind_of(path)} file ({type(error).__name__}: {first_line(error)})") from error
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from slimvit_jax.convert.formats import IN_A_FOLDER, shards
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, first_line
 from slimvit_jax.models import NAMED
 
 PREFIX = "hf-hub:"
@@ -61,9 +61,8 @@ def fetch(path: str, file: str = FILE) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file))
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = NoSuchFile if isinstance(error, RemoteEntryNotFoundError) else SlimError
-        raise kind(f"{path}: {file} of {repo} could not be downloaded: {why}") from error
+        raise kind(f"{path}: {file} of {repo} could not be downloaded: {first_line(error)}") from error
 
 
 def fetch_weights(path: str) -> Path:

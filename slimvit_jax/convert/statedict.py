@@ -63,7 +63,6 @@ def from_torch(
       SlimError: names are missing, left over or of another shape (all in one error, with both shapes), a value is no
         floating array, or a prefix of `init_missing` names nothing of the model.
     """
-    source = _source_grid(resample_pos_embed)
     everything, want = rules.expected(model), rules.expected(model, inference)
     state_dict = layouts.fit(state_dict, everything, checkpoint_key)
     if hasattr(model, "from_official"):
@@ -92,6 +91,7 @@ def from_torch(
     given = {name: value for name, value in state_dict.items() if name not in counters}
     problems: list[str] = []
     if resample_pos_embed is not False and "pos_embed" in given and "pos_embed" in want:
+        source = None if resample_pos_embed is True else resample_pos_embed  # None: a square one
         try:
             given["pos_embed"] = _regrid(model, want["pos_embed"], given["pos_embed"], source, antialias)
         except SlimError as error:
@@ -151,16 +151,6 @@ def to_torch(model: Backbone, variables: Mapping[str, Any], *, inference: bool =
     return model.to_official(state) if hasattr(model, "to_official") else state
 
 
-def _source_grid(option: object) -> tuple[int, int] | None:
-    """The grid that `resample_pos_embed` names, None for a square one."""
-    if isinstance(option, bool):
-        return None
-    pair = tuple(option) if isinstance(option, (tuple, list)) else ()
-    if len(pair) != 2 or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in pair):
-        raise SlimError(f"resample_pos_embed={option!r} must be True, False or the grid it comes from, (rows, columns)")
-    return int(pair[0]), int(pair[1])
-
-
 def _regrid(model: Any, leaf: rules.Leaf, value: Any, source: tuple[int, int] | None, antialias: bool) -> Any:
     """The position embedding on the model's grid; unchanged if it has the right length and no source grid is given."""
     shape, grid = tuple(value.shape), tuple(model.geometry.grid)
@@ -215,9 +205,7 @@ def _report(
     parts, notes, fresh = list(problems), [], []
     if missing:
         parts.append(f"{len(missing)} missing ({_some(missing)})")
-        optional = [name for name in missing if want[name].path[1] == "slim" or _under(name, ("head", "head_dist"))]
-        if optional:
-            fresh += optional
+        fresh += [name for name in missing if want[name].path[1] == "slim" or _under(name, ("head", "head_dist"))]
     if unexpected:
         parts.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
         if not missing and not misfits:
@@ -225,9 +213,7 @@ def _report(
     if misfits:
         shapes = [f"{name} is {tuple(given[name].shape)}, the model has {want[name].torch_shape}" for name in misfits]
         parts.append(f"{len(misfits)} of another shape ({_some(shapes)})")
-        heads = [name for name in misfits if _under(name, ("head", "head_dist"))]
-        if heads:
-            fresh += heads
+        fresh += [name for name in misfits if _under(name, ("head", "head_dist"))]
         if "pos_embed" in misfits:
             notes.append(f"{option('weights', 'resample_pos_embed', True)} resamples the position embedding")
     if fresh:

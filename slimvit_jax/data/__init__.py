@@ -4,7 +4,7 @@ from typing import Any
 
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.pipeline import EvalPass, TrainIterator, eval_batches, train_iterator
-from slimvit_jax.data.source import Source, limited, samples
+from slimvit_jax.data.source import Source, limited, pixels_of, samples
 from slimvit_jax.data.sources import open_source, option_kinds
 from slimvit_jax.images.preprocess import Preprocess
 
@@ -21,6 +21,7 @@ __all__ = [
     "mixup_cutmix",
     "open_source",
     "option_kinds",
+    "pixels_of",
     "prefetch_to_device",
     "samples",
     "train_iterator",

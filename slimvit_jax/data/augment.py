@@ -9,9 +9,7 @@ device: mixup.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -83,19 +81,6 @@ class Augment:
             raise SlimError(f"augmentation crop_scale must not exceed 1, not {self.crop_scale}")
         if self.randaugment:
             RandAugment.parse(self.randaugment)
-
-    @classmethod
-    def of(cls, value: Augment | Mapping[str, Any] | str | None) -> Augment:
-        """From an Augment, a mapping of its fields, a kind, or None. Unknown fields are a SlimError."""
-        if isinstance(value, cls):
-            return value
-        if value is None or isinstance(value, str):
-            return cls(value or "none")
-        names = [field.name for field in fields(cls)]
-        for key in value:  # type: ignore[union-attr]
-            if key not in names:
-                raise unknown("augmentation option", key, names)
-        return cls(**value)  # type: ignore[arg-type]
 
 
 class CropAugment:

@@ -20,7 +20,7 @@ from slimvit_jax.images.decode import BadImage, decode
 from slimvit_jax.images.preprocess import Preprocess
 
 ENDLESS = 1 << 40  # training batches: more than anybody will draw
-CACHE_BYTES = 1 << 28  # sets whose decoded pixels stay below this are cached unless told otherwise
+CACHE_BYTES = 1 << 28  # sets whose decoded pixels stay below this are decoded once
 Batch = dict[str, np.ndarray]
 
 
@@ -71,8 +71,8 @@ def order(positions: np.ndarray, count: int, seed: int, repeats: int = 1) -> np.
 class Cache:
     """All records of a source decoded once: images (N, H, W, C) uint8 of the model's size, labels (N,)."""
 
-    def __init__(self, source: Source, preprocess: Preprocess, limit: int | None = None) -> None:
-        count = len(source) if limit is None else min(limit, len(source))
+    def __init__(self, source: Source, preprocess: Preprocess) -> None:
+        count = len(source)
         self.images = np.empty((count, *preprocess.size, preprocess.in_chans), np.uint8)
         self.labels = np.empty(count, np.int32)
         for index in range(count):
@@ -80,15 +80,12 @@ class Cache:
             self.images[index] = preprocess.pixels(record["image"], record["name"])
             self.labels[index] = record["label"]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: Any) -> Any:
         return self.images[index], self.labels[index]
 
 
 def fits_cache(source: Source, preprocess: Preprocess, augment: Augment) -> bool:
-    """Whether to cache by default: a small set that is not cropped at random, of images that share one small shape."""
+    """Whether to decode everything once: a small set, not cropped at random, of images that share one small shape."""
     size = len(source) * preprocess.size[0] * preprocess.size[1] * preprocess.in_chans
     return augment.kind != "crop" and source.native_shape is not None and size <= CACHE_BYTES
 
@@ -173,18 +170,15 @@ class EvalBatches:
     As with TrainBatches, batches[s] has uint8 images and finish makes them floats.
     """
 
-    def __init__(
-        self, source: Source, preprocess: Preprocess, shard: Shard, limit: int | None = None, cache: Cache | None = None
-    ) -> None:
+    def __init__(self, source: Source, preprocess: Preprocess, shard: Shard, cache: Cache | None = None) -> None:
         self._source, self._preprocess, self._shard, self._cache = source, preprocess, shard, cache
-        self._count = len(source) if limit is None else min(limit, len(source))
 
     def __len__(self) -> int:
-        return -(-self._count // self._shard.size)
+        return -(-len(self._source) // self._shard.size)
 
     def __getitem__(self, step: int) -> Batch:
         index = np.arange(self._shard.rows.start, self._shard.rows.stop) + int(step) * self._shard.size
-        real = index < self._count
+        real = index < len(self._source)
         pixels = np.zeros((len(index), *self._preprocess.size, self._preprocess.in_chans), np.uint8)
         labels = np.full(len(index), -1, np.int32)
         if self._cache is not None:

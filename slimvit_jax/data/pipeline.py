@@ -1,10 +1,10 @@
 """The two iterators of a run: endless training batches and one pass of evaluation batches, built on grain.
 
     it = train_iterator(source, preprocess=Preprocess(...), augment=Augment(...), seed=0, batch_size=64,
-                        process_index=0, process_count=1, num_workers=0, cache=None, repeats=1, max_bad=None, start=0)
+                        process_index=0, process_count=1, num_workers=0, repeats=1, max_bad=None)
     it.steps_per_epoch, it.step, it.get_state(), it.set_state(state), it.bad_records, it.close()
     ev = eval_batches(source, preprocess=..., batch_size=64, process_index=0, process_count=1, num_workers=0,
-                      multiple_of=1, cache=None, limit=None)                       # re-iterable, len(ev)
+                      multiple_of=1)                                               # re-iterable, len(ev)
 
 Both yield {"image": (B, H, W, C) float32 normalised, "label": (B,) int32, "mask": (B,) float32}, evaluation also
 "index"; B is this process's share of `batch_size`. Nothing here imports jax.
@@ -83,10 +83,6 @@ class TrainIterator(grain.DatasetIterator):
         return max(1, len(self._source) // self._shard.size)
 
     @property
-    def local_batch_size(self) -> int:
-        return self._shard.local
-
-    @property
     def bad_records(self) -> tuple[str, ...]:
         """The names of the records skipped so far in this process, each once."""
         return tuple(self._bad.values())
@@ -147,50 +143,36 @@ def train_iterator(
     source: Source,
     *,
     preprocess: Preprocess,
-    augment: Augment | Mapping[str, Any] | str | None = None,
+    augment: Augment = Augment(),  # noqa: B008 (frozen)
     seed: int = 0,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
-    cache: bool | None = None,
     repeats: int = 1,
     max_bad: int | None = None,
-    start: int = 0,
 ) -> TrainIterator:
     """Endless shuffled, augmented training batches.
 
     Args:
         source: from open_source.
         preprocess: size, channels and normalisation; its resize and crop too, unless augment.kind is "crop".
-        augment: an Augment, a mapping of its fields, a kind, or None for no augmentation.
+        augment: of the images; the default does nothing.
         seed: with the number of a batch it determines the batch.
         batch_size: images per step over all processes; must divide by process_count.
-        num_workers: processes that decode and augment; 0 does it in the caller. A cached source needs none and uses
-            none.
-        cache: decode everything once into memory (images of the model's size); None: for small sets that are not
-            cropped.
+        num_workers: processes that decode and augment; 0 does it in the caller. A source that is decoded once into
+            memory (`fits_cache`) needs none and uses none.
         repeats: repeated augmentation: every drawn image comes so many times in a row, differently augmented. An epoch
             keeps its number of steps and sees 1 / repeats of the images.
         max_bad: how many unreadable images to skip before giving up; None: 1 % of the set, at least 10.
-        start: number of the first batch.
     Raises:
         SlimError: settings that do not fit; while iterating, too many unreadable images.
     """
-    augment = Augment.of(augment)
     shard = Shard(batch_size, process_index, process_count)
-    for name, value, least in (
-        ("num_workers", num_workers, 0),
-        ("repeats", repeats, 1),
-        ("start", start, 0),
-        ("seed", seed, 0),
-    ):
+    for name, value, least in (("num_workers", num_workers, 0), ("repeats", repeats, 1), ("seed", seed, 0)):
         if value < least:
             raise SlimError(f"{name} must be at least {least}, not {value}")
-    if cache and augment.kind == "crop":
-        raise SlimError('cache=True needs augment kind "none" or "shift": "crop" starts from the original images')
-    use_cache = fits_cache(source, preprocess, augment) if cache is None else cache
-    held = Cache(source, preprocess) if use_cache else None
+    held = Cache(source, preprocess) if fits_cache(source, preprocess, augment) else None
     batches = TrainBatches(source, preprocess, augment, shard, seed, repeats, held)
     identity = {
         "source": f"{source.name}/{source.split}",
@@ -200,23 +182,17 @@ def train_iterator(
         "repeats": repeats,
     }
     limit = max(10, len(source) // 100) if max_bad is None else max_bad
-    iterator = TrainIterator(batches, identity, source, shard, 0 if held is not None else num_workers, limit)
-    iterator.set_state({**identity, "step": start})
-    return iterator
+    return TrainIterator(batches, identity, source, shard, 0 if held is not None else num_workers, limit)
 
 
 class EvalPass:
     """One pass over a split, as often as wanted; see eval_batches."""
 
-    def __init__(self, batches: EvalBatches, shard: Shard, num_workers: int) -> None:
-        self._batches, self._shard, self._num_workers = batches, shard, num_workers
+    def __init__(self, batches: EvalBatches, num_workers: int) -> None:
+        self._batches, self._num_workers = batches, num_workers
 
     def __len__(self) -> int:
         return len(self._batches)
-
-    @property
-    def local_batch_size(self) -> int:
-        return self._shard.local
 
     def __iter__(self) -> Iterator[Batch]:
         for step, batch in enumerate(_schedule(self._batches, 0, self._num_workers)):
@@ -232,8 +208,6 @@ def eval_batches(
     process_count: int = 1,
     num_workers: int = 0,
     multiple_of: int = 1,
-    cache: bool | None = None,
-    limit: int | None = None,
 ) -> EvalPass:
     """Every image exactly once, in the order of the source, in batches of one shape; all processes get as many batches.
 
@@ -241,14 +215,12 @@ def eval_batches(
         batch_size: images per step over all processes, rounded up to a multiple of process_count * multiple_of; no more
             than there are.
         multiple_of: what the local batch must divide by (the number of local devices).
-        limit: only the first so many images.
     Padding rows have mask 0, label -1, index -1 and image 0. An unreadable image is a SlimError naming its file.
     """
-    if batch_size < 1 or multiple_of < 1 or (limit is not None and limit < 1):
-        raise SlimError(f"batch_size {batch_size}, multiple_of {multiple_of} and limit {limit} must be at least 1")
+    if batch_size < 1 or multiple_of < 1:
+        raise SlimError(f"batch_size {batch_size} and multiple_of {multiple_of} must be at least 1")
     unit = process_count * multiple_of
-    batch_size = min(batch_size, len(source) if limit is None else min(limit, len(source)))
+    batch_size = min(batch_size, len(source))
     shard = Shard(-(-batch_size // unit) * unit, process_index, process_count)
-    use_cache = fits_cache(source, preprocess, Augment()) if cache is None else cache
-    held = Cache(source, preprocess, limit) if use_cache else None
-    return EvalPass(EvalBatches(source, preprocess, shard, limit, held), shard, 0 if held is not None else num_workers)
+    held = Cache(source, preprocess) if fits_cache(source, preprocess, Augment()) else None
+    return EvalPass(EvalBatches(source, preprocess, shard, held), 0 if held is not None else num_workers)

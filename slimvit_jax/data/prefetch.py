@@ -38,14 +38,6 @@ class DeviceIterator(grain.DatasetIterator):
         close_at_exit(self)
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self._batches.steps_per_epoch  # type: ignore[attr-defined]
-
-    @property
-    def bad_records(self) -> tuple[str, ...]:
-        return getattr(self._batches, "bad_records", ())
-
-    @property
     def wait_fraction(self) -> float:
         """Share of the wall time since the last reset_wait that the caller spent waiting for a batch."""
         elapsed = time.perf_counter() - self._since

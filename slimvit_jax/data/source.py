@@ -11,6 +11,7 @@ from typing import TypedDict
 import numpy as np
 
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.images.preprocess import Preprocess
 
 SPLIT_SYNONYMS = {"validation": ("val", "valid", "test"), "test": ("validation", "val"), "val": ("validation", "test")}
 _SPLIT = re.compile(r"([^\[\]]+)(?:\[(-?\d+(?:\.\d+)?%|-?\d+)?:(-?\d+(?:\.\d+)?%|-?\d+)?\])?")
@@ -165,6 +166,11 @@ def samples(source: Source, count: int) -> list[Record]:
     apart = [by_class[place * len(by_class) // shown] for place in range(shown)]
     turns = [members[turn] for turn in range(count) for members in apart if turn < len(members)]
     return [source[int(index)] for index in turns[:count]]
+
+
+def pixels_of(records: Iterable[Record], preprocess: Preprocess) -> np.ndarray:
+    """(B, H, W, C) uint8 of records, resized and cropped as a model wants them."""
+    return np.stack([preprocess.pixels(record["image"], record["name"]) for record in records])
 
 
 def default_data_dir() -> Path:

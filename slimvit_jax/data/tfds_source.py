@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slimvit_jax.data.source import Record, Source, default_data_dir, pick_split
-from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.errors import SlimError, first_line, unknown
 from slimvit_jax.images.decode import BadImage
 
 
@@ -42,7 +42,7 @@ class TfdsSource(Source):
         try:
             record = self._data[index]
         except Exception as error:  # the ArrayRecord reader raises RuntimeError and others on damaged files
-            raise BadImage(f"cannot read {name}: {str(error).splitlines()[0][:200]}") from error
+            raise BadImage(f"cannot read {name}: {first_line(error)}") from error
         image, label = self._keys
         return self.record(record[image], int(record[label]), name)
 
@@ -90,7 +90,7 @@ def open_tfds(
             builder = tfds.builder(name, data_dir=where, file_format="array_record")
     except Exception as error:  # tfds raises many kinds
         hint = f"; configurations there: {', '.join(configs)}" if configs else ""
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SlimError(f"cannot open tfds data set {name!r} under {where!r}: {reason}{hint}") from error
     if not builder.is_prepared() or builder.info.file_format.value != "array_record":
         raise SlimError(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, first_line
 
 #: What can be prepared: a file's path or bytes, a picture of any mode, uint8 pixels (H, W) or (H, W, 1 to 4).
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -95,8 +95,7 @@ def decode(
     except UnidentifiedImageError as error:
         raise BadImage(f"cannot read {name}: it is no image of a known kind ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's readers raise a dozen kinds on damaged bytes
-        reason = str(error) or type(error).__name__
-        raise BadImage(f"cannot read {name}: {reason.splitlines()[0][:200]}") from error
+        raise BadImage(f"cannot read {name}: {first_line(error)}") from error
 
 
 def called(image: Picture) -> str:

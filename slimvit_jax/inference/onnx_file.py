@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from jax.extend import core
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.inference import onnx_pieces, onnx_trace
+from slimvit_jax.quiet import quiet
 
 #: LayerNormalization came with 17, Gelu with 20; the higher it is the fewer runtimes read the file.
 OPSET = 20
@@ -68,9 +67,9 @@ def read_property(path: Path, key: str) -> str:
 def _proto(closed: core.ClosedJaxpr, images: Any, names: list[str]) -> Any:
     import jax2onnx
 
-    _register()
+    onnx_pieces.register()
     try:
-        with _quiet():
+        with quiet("onnx_ir", level=logging.ERROR):  # not its warnings about values whose type nobody needs
             proto = jax2onnx.to_onnx(
                 core.jaxpr_as_fun(closed),
                 [images],
@@ -96,20 +95,3 @@ def _declare(proto: Any, outputs: dict[str, Any]) -> None:
         del sides.dim[:]
         for side in shape.shape:
             sides.dim.add(**({"dim_value": side} if isinstance(side, int) else {"dim_param": str(side)}))
-
-
-@functools.cache
-def _register() -> None:
-    onnx_pieces.register()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of onnx_ir about values whose type nobody needs."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -229,8 +229,9 @@ PIECES = {
 }
 
 
+@functools.cache
 def register() -> None:
-    """Tells jax2onnx how the pieces are written."""
+    """Tells jax2onnx how the pieces are written; once."""
     from jax2onnx.plugins.plugin_system import PrimitiveLeafPlugin, register_primitive
 
     from slimvit_jax.inference import onnx_trace

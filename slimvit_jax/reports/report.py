@@ -6,6 +6,7 @@ words are in report_text.py and only restate the numbers of report.json.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slimvit_jax.data import samples
+from slimvit_jax.data import pixels_of, samples
 from slimvit_jax.files import write_json, write_text
 from slimvit_jax.inference.evaluate import (
     EvalResult,
@@ -28,7 +29,7 @@ from slimvit_jax.inference.evaluate import (
     random_lives,
 )
 from slimvit_jax.inference.flops import flops
-from slimvit_jax.reports import pictures, report_text, visualize
+from slimvit_jax.reports import pictures, report_text, tables, visualize
 
 
 def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = True) -> dict[str, Any]:
@@ -110,8 +111,8 @@ class _Measurement:
     def run(self) -> dict[str, Any]:
         seeds = int(self.config.report.seeds) if self.result.model.slim.predicts_lives else 0
         passes = 2 + len(self.budgets) * (len(self.slimmed_stages) + 2 * seeds)
-        with _passes(passes) as done:
-            evaluated = self._evaluator(done)
+        with tables.progress("report", passes, "passes") as advance:
+            evaluated = self._evaluator(advance)
             dense = evaluated(self.dense)
             rows = [self._row("dense", self.dense, dense)]
             if self.slimmed_stages:
@@ -126,10 +127,12 @@ class _Measurement:
             _add_speed(row, speeds["dense" if row["name"] == "all kept" else row["name"]], speeds["dense"])
         return self._facts() | {"rows": rows}
 
-    def _evaluator(self, done: Callable[[], None]) -> Callable[..., EvalResult]:
+    def _evaluator(self, advance: Callable[[int], None]) -> Callable[..., EvalResult]:
+        done = itertools.count(1)
+
         def evaluated(run: Inference, lives: Any = None) -> EvalResult:
             outcome = evaluate(run, None, self.batches, lives=lives, across_processes=False)
-            done()
+            advance(next(done))
             return outcome
 
         return evaluated
@@ -231,10 +234,7 @@ class _Measurement:
         records = samples(self.source, count)
         run = self.budgets.get(self._trained_rate()) or next(iter(self.budgets.values()))
         if count:
-            pixels, shown = (
-                np.stack([each.pixels(record["image"], record["name"]) for record in records])
-                for each in (self.prepare, self.prepare.for_display())
-            )
+            pixels, shown = (pixels_of(records, each) for each in (self.prepare, self.prepare.for_display()))
             outputs = run(self.prepare.normalise(pixels))
             names = self.source.class_names
             titles = [
@@ -266,20 +266,6 @@ def _trained_at(slim: Any) -> dict[str, Any]:
         if getattr(slim, name, None) is not None:
             return {name: getattr(slim, name)}
     return {}
-
-
-def _passes(total: int) -> Any:
-    """A progress bar over the evaluation passes; yields a function to call after each."""
-    import contextlib
-
-    from tqdm import tqdm
-
-    @contextlib.contextmanager
-    def bar() -> Any:
-        with tqdm(total=total, desc="report", unit=" passes", leave=False, disable=None) as progress:
-            yield progress.update
-
-    return bar()
 
 
 def _random(learned: EvalResult, outcomes: Sequence[EvalResult]) -> dict[str, Any]:

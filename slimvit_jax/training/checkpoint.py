@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from slimvit_jax.errors import first_line
+
 Say = Callable[..., None]
 
 
@@ -121,12 +123,8 @@ class Checkpoints:
         try:
             return read()
         except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            self._say(
-                "checkpoint_corrupt",
-                f"checkpoint {step} cannot be read ({first}); using the one before it",
-                step=step,
-            )
+            text = f"checkpoint {step} cannot be read ({first_line(error)}); using the one before it"
+            self._say("checkpoint_corrupt", text, step=step)
             if jax.process_index() == 0:
                 aside = self._directory.with_name("corrupt")
                 aside.mkdir(exist_ok=True)
@@ -136,10 +134,9 @@ class Checkpoints:
             return None
 
     def _failed(self, step: int | None, error: Exception) -> None:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         good = [s for s in self._manager.all_steps(read=True) if s != step]
         kept = f"the last good one is {max(good)}" if good else "there is none before it"
-        self._say("checkpoint_failed", f"checkpoint {step} could not be saved ({first}); {kept}", step=step)
+        self._say("checkpoint_failed", f"checkpoint {step} could not be saved ({first_line(error)}); {kept}", step=step)
         if step is not None:  # what lies there is not whole
             for left in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from slimvit_jax.errors import SlimError
+from slimvit_jax.errors import SlimError, first_line
 
 #: Variables in which a launcher that jax.distributed can read says how many processes it started.
 _LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -46,7 +46,7 @@ def start_processes(dist: Any) -> None:
         jax.distributed.initialize(**options)
     except Exception as error:  # many kinds, by launcher
         where = dist.coordinator or "the address found in the environment"
-        raise SlimError(f"cannot join the other processes at {where}: {str(error).splitlines()[0]}") from error
+        raise SlimError(f"cannot join the other processes at {where}: {first_line(error)}") from error
 
 
 def _several_processes() -> bool:

@@ -73,7 +73,7 @@ class Logs:
             self._file.write(json.dumps(_finite(entry)) + "\n")
             self._file.flush()
             if self._tensorboard_dir is not None and kind in ("train", "eval"):
-                self._board(step).add_scalars_flat(kind, values, step)
+                self._draw(kind, values, step)
         except OSError as error:  # a full disk must not end the training
             self._file = None
             if not self._complained:
@@ -86,10 +86,15 @@ class Logs:
         if text:
             self.console.print(Text(printable(text)))
 
-    def _board(self, step: int) -> Any:
+    def _draw(self, kind: str, values: Mapping[str, Any], step: int) -> None:
+        """TensorBoard's points; those that a dead run wrote after the first `step` are hidden."""
         if self._writer is None:
-            self._writer = _Board(self._tensorboard_dir, step)
-        return self._writer
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=step, flush_secs=30)
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         if self._file is not None:
@@ -98,23 +103,6 @@ class Logs:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-class _Board:
-    """TensorBoard files by tensorboardX; points a dead run wrote after `step` are hidden."""
-
-    def __init__(self, directory: Path | None, step: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(directory), purge_step=step, flush_secs=30)
-
-    def add_scalars_flat(self, kind: str, values: Mapping[str, Any], step: int) -> None:
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
