@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import command_line, in_one_line
 from benchmarks.results import table
 from slimvit_jax import training
 from slimvit_jax.budget.bench import Bench
@@ -31,7 +31,6 @@ from slimvit_jax.budget.cost import Clock, CostModel, measure
 from slimvit_jax.budget.fit import LIVES, SCREENED, families_of, shapes_of
 from slimvit_jax.budget.layerwise import Layerwise, Programs
 from slimvit_jax.budget.race import Race
-from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.inference.timing import describe_machine
@@ -271,7 +270,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             picture(ledger.rows, args.picture)
         return 0
     words = [re.sub(r"=/.*/", "=", part) for part in sys.argv[1:]]  # no folder of this machine
-    ledger.get("about", lambda: {"command": shlex.join(["python", "-m", "benchmarks.budget", *words])})
+    ledger.get("about", lambda: {"command": command_line("budget", words)})
     study = Study(training.load_config(args.config, training.parse_overrides(rest)), args, ledger)
     schedules = [*study.searches(), *study.by_hand()]
     study.held_out(schedules)
@@ -280,6 +279,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+@in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; exit status 2 for bad input, 3 where the minutes were over."""
     args, rest = parse(argv)
@@ -287,9 +287,6 @@ def main(argv: list[str] | None = None) -> int:
         return run(args, rest)
     except Enough:
         return 3
-    except SlimError as error:
-        print(f"budget: error: {error}", file=sys.stderr)
-        return 2
 
 
 if __name__ == "__main__":

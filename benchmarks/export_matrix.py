@@ -15,13 +15,14 @@ import collections
 import importlib.util
 import itertools
 import os
-import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.command import command_line
 
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # what is compared is small: compiling is all the time
 
@@ -159,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="rows that are there are not done again")
     args = parser.parse_args(argv)
     rows = read_json(args.output)["rows"] if args.output and args.output.exists() else []
-    command = shlex.join(["python", "-m", "benchmarks.export_matrix", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("export_matrix", argv)
     done = {(row["family"], row["method"]) for row in rows}
     families, asked = args.families.split(","), args.methods.split(",")
     for kind, values, choices in (("family", families, FAMILIES), ("method", asked, methods)):

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ import jax
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.command import command_line, in_one_line
 from benchmarks.results import table
 from benchmarks.study_cells import LOCATIONS, REFERENCE, matched_options
 from slimvit_jax import training
@@ -226,7 +226,7 @@ def run(args: argparse.Namespace, config: Any) -> int:
         return 0
     bench = Bench(config, split)
     words = [re.sub(r"=/.*/", "=", part) for part in sys.argv[1:]]  # no folder of this machine
-    about = {"model": config.model.name, "command": shlex.join(["python", "-m", "benchmarks.fidelity", *words])}
+    about = {"model": config.model.name, "command": command_line("fidelity", words)}
 
     def keep(row: dict[str, Any]) -> None:
         machine = describe_machine()
@@ -257,14 +257,11 @@ def run(args: argparse.Namespace, config: Any) -> int:
     return 0
 
 
+@in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; exit status 2 for bad input."""
     args, rest = parse(argv)
-    try:
-        return run(args, training.load_config(args.config, training.parse_overrides(rest)))
-    except SlimError as error:
-        print(f"fidelity: error: {error}", file=sys.stderr)
-        return 2
+    return run(args, training.load_config(args.config, training.parse_overrides(rest)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.command import command_line, in_one_line
 from slimvit_jax.errors import SlimError, unknown
 
 MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "vit_small_patch14_dinov2")
@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> int:
     if not cells:
         raise SlimError(f"--only={args.only!r} matches no cell; see them with --list")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", "benchmarks.latency", *sys.argv[1:]])
+    command = command_line("latency")
     for cell in cells:
         name = "{}/{}/{}".format(*cell)
         if args.list:
@@ -259,13 +259,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; exit status 2 for bad input."""
-    try:
-        return run(parse(argv))
-    except SlimError as error:
-        print(f"latency: error: {error}", file=sys.stderr)
-        return 2
+    return run(parse(argv))
 
 
 if __name__ == "__main__":

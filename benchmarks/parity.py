@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.command import command_line
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import write_json
 from slimvit_jax.inference.timing import describe_machine
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
             alike = "" if row["kept_alike"] is None else f", kept alike {row['kept_alike']:.1%}"
             far = f"logits {row['logits']:.1e}, gradient {row['gradient']:.1e}{alike}"
             print(f"{'close' if row['close'] else 'FAR  '} {method:16} {far}", flush=True)
-    result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.parity", *(argv or sys.argv[1:])])}
+    result: dict[str, Any] = {"command": command_line("parity", argv or None)}
     result |= {"machine": describe_machine(), "tolerance": args.tolerance, "rows": rows}
     if jax.default_backend() == "gpu":
         try:

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.command import in_one_line
 from benchmarks.saliency import DECODER, decode
 from slimvit_jax.convert import hub
 from slimvit_jax.convert.io import read_state_dict
@@ -146,6 +147,7 @@ def make(out: Path, source: str, name: str) -> dict[str, float]:
     return found
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; exit status 1 where a comparison fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pretrained", description=__doc__.splitlines()[0])
@@ -153,13 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--source", default=PACKAGE, help=f"{PACKAGE} (default) or hf-hub:OWNER/NAME")
     parser.add_argument("--model", default=MODEL, metavar="NAME", help=f"named model of the weights (default {MODEL})")
     args = parser.parse_args(arguments)
-    try:
-        if args.source != PACKAGE and not hub.is_hub(args.source):
-            raise SlimError(f"--source {args.source}: choices: {PACKAGE}, hf-hub:OWNER/NAME")
-        found = make(args.out, args.source, args.model)
-    except SlimError as error:
-        print(f"benchmarks.pretrained: error: {error}", file=sys.stderr)
-        return 2
+    if args.source != PACKAGE and not hub.is_hub(args.source):
+        raise SlimError(f"--source {args.source}: choices: {PACKAGE}, hf-hub:OWNER/NAME")
+    found = make(args.out, args.source, args.model)
     limits = {what: 1e-3 if what.startswith("ONNX") else 1e-4 for what in found}
     print(f"{args.out / (args.model + '.safetensors')}: {args.model} of {args.source}")
     for what, difference in found.items():

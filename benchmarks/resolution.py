@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.command import in_one_line
 from benchmarks.study_cells import LOCATIONS, spread
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import write_json, write_text
@@ -146,6 +147,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(
@@ -158,31 +160,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/resolution.json"), metavar="FILE")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    try:
-        if args.peak:
-            peak(args.peak[0], int(args.peak[1]), float(args.peak[2]))
-            return 0
-        methods = args.methods.split(",")
-        for method in methods:
-            if method not in METHODS:
-                raise unknown("method", method, METHODS)
-        if "dense" not in methods:
-            raise SlimError("--methods: dense must be among them, the others are compared with it")
-        results: dict[str, Any] = {"about": {"rate": args.rate, "machine": describe_machine()}, "rows": []}
-        if args.out.exists():
-            before = json.loads(args.out.read_text(encoding="utf-8"))
-            results["rows"] = before["rows"] if before["about"]["rate"] == args.rate else []
-        for side in map(int, args.sides.split(",")):
-            if {row["method"] for row in results["rows"] if row["side"] == side} >= set(methods):
-                continue
-            results["rows"] = [row for row in results["rows"] if row["side"] != side]  # all of a size take turns
-            results["rows"] += measure(side, methods, args.rate, args.rounds)
-            write_json(args.out, results)
-            write_text(args.out.with_suffix(".md"), table(results))
-            print(f"{side} px: {len(methods)} models", flush=True)
-    except SlimError as error:
-        print(f"benchmarks.resolution: error: {error}", file=sys.stderr)
-        return 2
+    if args.peak:
+        peak(args.peak[0], int(args.peak[1]), float(args.peak[2]))
+        return 0
+    methods = args.methods.split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+    if "dense" not in methods:
+        raise SlimError("--methods: dense must be among them, the others are compared with it")
+    results: dict[str, Any] = {"about": {"rate": args.rate, "machine": describe_machine()}, "rows": []}
+    if args.out.exists():
+        before = json.loads(args.out.read_text(encoding="utf-8"))
+        results["rows"] = before["rows"] if before["about"]["rate"] == args.rate else []
+    for side in map(int, args.sides.split(",")):
+        if {row["method"] for row in results["rows"] if row["side"] == side} >= set(methods):
+            continue
+        results["rows"] = [row for row in results["rows"] if row["side"] != side]  # all of a size take turns
+        results["rows"] += measure(side, methods, args.rate, args.rounds)
+        write_json(args.out, results)
+        write_text(args.out.with_suffix(".md"), table(results))
+        print(f"{side} px: {len(methods)} models", flush=True)
     return 0
 
 

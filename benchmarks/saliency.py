@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.command import in_one_line
 from benchmarks.study_cells import matched_options
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import atomic_path, write_json, write_text
@@ -264,6 +265,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.saliency", description=(__doc__ or "").splitlines()[0])
@@ -279,19 +281,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--picture-rate", type=float, default=0.5, metavar="R")
     parser.add_argument("--show", default="3,30,60,100", metavar="I,I", help="numbers of the photographs drawn")
     args = parser.parse_args(arguments)
-    try:
-        args.rates = [float(rate) for rate in args.rates.split(",")]
-        args.show = [int(number) for number in args.show.split(",")] if args.picture else []
-        args.methods = args.methods.split(";")
-        for name in args.methods:
-            if name not in METHODS:
-                raise unknown("method", name, METHODS)
-        if args.images < 2 or args.batch_size < 1 or not all(0 <= i < args.images for i in args.show):
-            raise SlimError("--images must be at least 2, --batch-size at least 1, --show numbers below --images")
-        measure(args)
-    except SlimError as error:
-        print(f"benchmarks.saliency: error: {error}", file=sys.stderr)
-        return 2
+    args.rates = [float(rate) for rate in args.rates.split(",")]
+    args.show = [int(number) for number in args.show.split(",")] if args.picture else []
+    args.methods = args.methods.split(";")
+    for name in args.methods:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+    if args.images < 2 or args.batch_size < 1 or not all(0 <= i < args.images for i in args.show):
+        raise SlimError("--images must be at least 2, --batch-size at least 1, --show numbers below --images")
+    measure(args)
     print(args.out.with_suffix(".md"))
     return 0
 

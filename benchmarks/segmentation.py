@@ -33,6 +33,7 @@ import numpy as np
 import optax
 
 import slimvit_jax as slim
+from benchmarks.command import in_one_line
 from benchmarks.saliency import MODEL, SIDE, Backbone, all_maps
 from benchmarks.scenes import CLASSES, KINDS, OBJECTS, TASKS, classes_of, scenes, shares
 from slimvit_jax.data.idx import DEBIAN_FOLDER
@@ -258,6 +259,7 @@ def picture(
         plt.close(figure)
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(
@@ -280,20 +282,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--picture-rate", type=float, default=0.5, metavar="R")
     parser.add_argument("--show", default="life regression;life regression, rejoined;random;ToMe;ATC", metavar="M;M")
     args = parser.parse_args(arguments)
-    try:
-        args.rates, args.scenes = (
-            [kind(v) for v in getattr(args, name).split(",")] for name, kind in (("rates", float), ("scenes", int))
-        )
-        args.methods, args.show = args.methods.split(";"), args.show.split(";")
-        for name in (*args.methods, *args.show):
-            if name not in METHODS:
-                raise SlimError(f"--methods, --show: {name!r} is none of {'; '.join(METHODS)}")
-        if len(args.scenes) != 2 or min(args.scenes) < 3 or args.batch_size < 1:
-            raise SlimError("--scenes must be two numbers from 3, --batch-size at least 1")
-        measure(args)
-    except SlimError as error:
-        print(f"benchmarks.segmentation: error: {error}", file=sys.stderr)
-        return 2
+    args.rates, args.scenes = (
+        [kind(v) for v in getattr(args, name).split(",")] for name, kind in (("rates", float), ("scenes", int))
+    )
+    args.methods, args.show = args.methods.split(";"), args.show.split(";")
+    for name in (*args.methods, *args.show):
+        if name not in METHODS:
+            raise SlimError(f"--methods, --show: {name!r} is none of {'; '.join(METHODS)}")
+    if len(args.scenes) != 2 or min(args.scenes) < 3 or args.batch_size < 1:
+        raise SlimError("--scenes must be two numbers from 3, --batch-size at least 1")
+    measure(args)
     print(args.out.with_suffix(".md"))
     return 0
 

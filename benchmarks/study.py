@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from benchmarks.command import in_one_line
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import read_json, write_json, write_text
@@ -212,14 +213,12 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+@in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; exit status 2 for bad input, 143 or 130 where it was asked to stop."""
     args, rest = parse(argv)
     try:
         return run_study(args, training.load_config(args.config, training.parse_overrides(rest)))
-    except SlimError as error:
-        print(f"study: error: {error}", file=sys.stderr)
-        return 2
     except training.Stopped as stop:
         print(f"study: {stop}", file=sys.stderr)
         return 128 + (stop.signal or 15)

@@ -9,12 +9,12 @@ Weights are random: speed does not depend on them. What counts is the ratio to t
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from typing import Any
 
 import numpy as np
 
+from benchmarks.command import command_line, in_one_line
 from benchmarks.results import Study
 from slimvit_jax import SlimError, create_model, flops
 from slimvit_jax.files import write_json
@@ -46,6 +46,7 @@ def measure(study: Study, rate: float, batch: int, rounds: int) -> list[dict[str
     ]
 
 
+@in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Measures and writes speed.json; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study_speed")
@@ -53,22 +54,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, metavar="B")
     parser.add_argument("--rounds", type=int, default=9, metavar="N")
     args = parser.parse_args(argv)
-    try:
-        study = Study(args.folder)
-        rates = sorted({*study.train_rates("main"), *study.train_rates("untuned")} - {1.0}, reverse=True)
-        if not rates:
-            raise SlimError(f"{args.folder}: no finished run yet")
-        command = shlex.join(["python", "-m", "benchmarks.study_speed", *(sys.argv[1:] if argv is None else argv)])
-        result: dict[str, Any] = {"command": command, "machine": describe_machine(), "batch": args.batch, "rows": []}
-        for rate in rates:
-            result["rows"] += measure(study, rate, args.batch, args.rounds)
-            write_json(study.path / "speed.json", result)
-            for row in result["rows"]:
-                if row["keep_rate"] == rate:
-                    print(f"{rate:g} {row['variant']:28} {row['speed_ratio']:.3f} x dense", flush=True)
-    except SlimError as error:
-        print(f"study_speed: error: {error}", file=sys.stderr)
-        return 2
+    study = Study(args.folder)
+    rates = sorted({*study.train_rates("main"), *study.train_rates("untuned")} - {1.0}, reverse=True)
+    if not rates:
+        raise SlimError(f"{args.folder}: no finished run yet")
+    command = command_line("study_speed", argv)
+    result: dict[str, Any] = {"command": command, "machine": describe_machine(), "batch": args.batch, "rows": []}
+    for rate in rates:
+        result["rows"] += measure(study, rate, args.batch, args.rounds)
+        write_json(study.path / "speed.json", result)
+        for row in result["rows"]:
+            if row["keep_rate"] == rate:
+                print(f"{rate:g} {row['variant']:28} {row['speed_ratio']:.3f} x dense", flush=True)
     return 0
 
 

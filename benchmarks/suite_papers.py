@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 
 import slimvit_jax as slim
+from benchmarks.command import command_line
 from benchmarks.programs import Program, fastest_batch, forward, training_step
 from slimvit_jax.files import write_json
 from slimvit_jax.inference.timing import describe_machine, interleave, sampler
@@ -216,7 +216,7 @@ def run(args: Any, worker: Any, bar: Any, groups: list[Planned] | None = None) -
     notes: list[str] = []
     result: dict[str, Any] = {"suite": "papers"}
     result |= {
-        "command": shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]]),
+        "command": command_line("throughput"),
         "machine": describe_machine(),
     }
     result |= {"rounds": args.rounds, "throughput": [], "training": [], "tokens": [], "depth": [], "notes": notes}

@@ -22,10 +22,11 @@ import contextlib
 import itertools
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.command import command_line
 
 FASTEST, MEASURED = "fastest", "measured"
 ALONE = "XLA_PYTHON_CLIENT_PREALLOCATE"  # JAX would take most of a GPU's memory before timm's process asks for its own
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     from slimvit_jax.files import write_json
     from slimvit_jax.inference.timing import describe_machine
 
-    result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]])}
+    result: dict[str, Any] = {"command": command_line("throughput")}
     result |= {"machine": describe_machine(), "peak_tflops": None, "throughput": [], "overhead": [], "training": []}
     result |= {"notes": []}
     groups = [] if args.training_only else list(itertools.product(args.models, args.dtypes, args.batch_sizes))

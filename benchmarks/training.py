@@ -24,7 +24,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command_line, in_one_line
 from slimvit_jax.huge_pages import restart_with_huge_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -310,22 +310,18 @@ def print_rows(rows: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     tables.show(table)
 
 
+@in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints the table, writes the JSON; exit status 2 for bad input."""
     args = parse(argv)
-    from slimvit_jax.errors import SlimError
     from slimvit_jax.files import write_json
     from slimvit_jax.inference.timing import describe_machine
 
-    result: dict[str, Any] = {"command": shlex.join(["python", "-m", "benchmarks.training", *sys.argv[1:]])}
+    result: dict[str, Any] = {"command": command_line("training")}
     result |= {"machine": describe_machine(), "results": []}
-    try:
-        for name in args.models:
-            with tempfile.TemporaryDirectory() as folder:
-                result["results"].append(measure(name, args, Path(folder)))
-    except SlimError as error:
-        print(f"training.py: error: {error}", file=sys.stderr)
-        return 2
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            result["results"].append(measure(name, args, Path(folder)))
     print_rows(result["results"], result["machine"])
     if args.output:
         write_json(args.output, result)
