@@ -72,11 +72,6 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="the entry of a checkpoint with several sets of weights (default: the average, such as model_ema)",
     )
-    group.add_argument(
-        "--inference",
-        action="store_true",
-        help="leave out what only training reads (SiT's recovery, auxiliary heads); only convert asks",
-    )
 
 
 def grid(text: str) -> tuple[int, int]:

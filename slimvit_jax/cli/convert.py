@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_method(parser)
     arguments.add_weights(parser)
     parser.add_argument(
+        "--inference", action="store_true", help="leave out what only training reads (SiT's recovery, auxiliary heads)"
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace DST, if it is a weights file, or a directory that this command wrote",
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     model = create_model(args.model, **common.method_options(args))
     options = common.weights_options(args)
     variables = load(model, args.source, **options)
-    save(model, variables, target, inference=options.get("inference", False), overwrite=args.overwrite)
+    save(model, variables, target, inference=args.inference, overwrite=args.overwrite)
     import jax
 
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
