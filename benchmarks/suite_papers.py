@@ -19,12 +19,12 @@ import jax
 
 import slimvit_jax as slim
 from benchmarks.command import command_line
+from benchmarks.paper_rows import PaperRow, paper_rows
 from benchmarks.programs import Program, fastest_batch, forward, training_step
 from slimvit_jax.files import write_json
 from slimvit_jax.inference.timing import describe_machine, interleave, sampler
 from slimvit_jax.models import NAMED
 from slimvit_jax.reports import tables
-from slimvit_jax.reports.paper_rows import PaperRow, paper_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = 10e9  # multiply-adds of a dense model from which on it is measured after everything else

@@ -14,10 +14,10 @@ from typing import Any
 import slimvit_jax as slim
 from benchmarks import fidelity, latency, resolution, saliency
 from benchmarks import segmentation as probe
+from benchmarks.paper_rows import ROUNDING, count, paper_rows, paper_speedup
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
 from slimvit_jax.errors import SlimError
 from slimvit_jax.files import read_text
-from slimvit_jax.reports.paper_rows import ROUNDING, count, paper_rows, paper_speedup
 from slimvit_jax.reports.report_text import paper_tables
 
 PAPER_TABLES = {

@@ -14,6 +14,7 @@ from typing import Any
 from slimvit_jax.images.preprocess import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
+IMAGENET = Preprocess(crop_pct=1.0)
 TIMMS = Preprocess(crop_pct=0.9)  # ImageNet's mean and deviation, bicubic
 #: Of models without a name in the tables: [-1, 1], the whole image.
 UNNAMED = Preprocess(mean=HALF, std=HALF, crop_pct=1.0)
@@ -30,6 +31,10 @@ _SIZES: dict[str, tuple[int, int, int]] = {
     "huge": (1280, 32, 16),
     "giant": (1536, 40, 24),
 }
+
+
+#: Name, keywords, preparation of images, repository.
+Row = tuple[str, dict[str, Any], Preprocess, str]
 
 
 @dataclasses.dataclass(frozen=True)

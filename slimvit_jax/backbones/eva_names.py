@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slimvit_jax.images.preprocess import Preprocess
-from slimvit_jax.named import CLIP, NamedModel, entry, sized
-
-_IMAGENET = Preprocess(crop_pct=1.0)
-Row = tuple[str, dict[str, Any], Preprocess, str]
+from slimvit_jax.named import CLIP, IMAGENET, NamedModel, Row, entry, sized
 
 
 def table() -> Mapping[str, NamedModel]:
@@ -38,7 +34,7 @@ def _dinov3() -> Iterator[Row]:
             }
             more |= {"swiglu_mlp": True, "swiglu_align_to": 8} if size == "small_plus" else {}
             kwargs = sized(size, 16, 256, **{**rotary, **more})
-            yield name, kwargs, _IMAGENET, f"{name}.lvd1689m"
+            yield name, kwargs, IMAGENET, f"{name}.lvd1689m"
 
 
 def _eva02() -> Iterator[Row]:

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slimvit_jax.images.preprocess import Preprocess
-from slimvit_jax.named import CLIP, HALF, TIMMS, UNNAMED, NamedModel, entry, sized
+from slimvit_jax.named import CLIP, HALF, IMAGENET, TIMMS, UNNAMED, NamedModel, Row, entry, sized
 
-_IMAGENET = Preprocess(crop_pct=1.0)
 _HALF = Preprocess(mean=HALF, std=HALF, crop_pct=0.9)
-Row = tuple[str, dict[str, Any], Preprocess, str]
 
 
 def table() -> Mapping[str, NamedModel]:
@@ -95,4 +93,4 @@ def _dinov2() -> Iterator[Row]:
         for registers, more in (("", {}), ("_reg4", {"reg_tokens": 4, "no_embed_class": True})):
             name = f"vit_{size}_patch14{registers}_dinov2"
             kwargs = sized(size, 14, 518, init_values=1e-5, **more, **gated)
-            yield name, kwargs, _IMAGENET, f"{name}.lvd142m"
+            yield name, kwargs, IMAGENET, f"{name}.lvd142m"

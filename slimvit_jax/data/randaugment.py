@@ -28,29 +28,13 @@ def _affine(picture: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Imag
     return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=colour)
 
 
-def _shear_x(p: Image.Image, strength: float, sign: float, fill: Fill, _: bool) -> Image.Image:
-    return _affine(p, (1, sign * 0.3 * strength, 0, 0, 1, 0), fill)
-
-
-def _shear_y(p: Image.Image, strength: float, sign: float, fill: Fill, _: bool) -> Image.Image:
-    return _affine(p, (1, 0, 0, sign * 0.3 * strength, 1, 0), fill)
-
-
-def _translate_x(p: Image.Image, strength: float, sign: float, fill: Fill, _: bool) -> Image.Image:
-    return _affine(p, (1, 0, sign * 0.45 * strength * p.width, 0, 1, 0), fill)
-
-
-def _translate_y(p: Image.Image, strength: float, sign: float, fill: Fill, _: bool) -> Image.Image:
-    return _affine(p, (1, 0, 0, 0, 1, sign * 0.45 * strength * p.height), fill)
-
-
 def _rotate(p: Image.Image, strength: float, sign: float, fill: Fill, _: bool) -> Image.Image:
     colour = fill if p.mode == "RGB" else fill[0]
     return p.rotate(sign * 30 * strength, Image.Resampling.BILINEAR, fillcolor=colour)
 
 
-# Plain numpy for the next four: Pillow's own go through Image.point, which rounds a table of 768 Python numbers each
-# time.
+# Plain numpy for the next three, and for "invert": Pillow's own go through Image.point, which rounds a table of 768
+# Python numbers each time.
 def _posterize(p: Image.Image, strength: float, _: float, __: Fill, increasing: bool) -> Image.Image:
     bits = max(1, 4 - int(4 * strength) if increasing else int(4 * strength))  # 0 would be a black image
     return Image.fromarray(np.asarray(p) & np.uint8(256 - (1 << (8 - bits))))
@@ -66,10 +50,6 @@ def _solarize_add(p: Image.Image, strength: float, _: float, __: Fill, ___: bool
     return Image.fromarray(np.where(pixels < 128, pixels + add, pixels))  # at most 127 + 110: no overflow
 
 
-def _invert(p: Image.Image, _: float, __: float, ___: Fill, ____: bool) -> Image.Image:
-    return Image.fromarray(~np.asarray(p))
-
-
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     """Colour, contrast, brightness or sharpness: by 1 +- 0.9 when increasing, else 0.1..1.9 with the magnitude."""
 
@@ -82,7 +62,7 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
 OPERATIONS: dict[str, Operation] = {
     "auto_contrast": lambda p, *_: ImageOps.autocontrast(p),
     "equalize": lambda p, *_: ImageOps.equalize(p),
-    "invert": _invert,
+    "invert": lambda p, *_: Image.fromarray(~np.asarray(p)),
     "rotate": _rotate,
     "posterize": _posterize,
     "solarize": _solarize,
@@ -91,10 +71,10 @@ OPERATIONS: dict[str, Operation] = {
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "shear_x": lambda p, s, sign, fill, _: _affine(p, (1, sign * 0.3 * s, 0, 0, 1, 0), fill),
+    "shear_y": lambda p, s, sign, fill, _: _affine(p, (1, 0, 0, sign * 0.3 * s, 1, 0), fill),
+    "translate_x": lambda p, s, sign, fill, _: _affine(p, (1, 0, sign * 0.45 * s * p.width, 0, 1, 0), fill),
+    "translate_y": lambda p, s, sign, fill, _: _affine(p, (1, 0, 0, 0, 1, sign * 0.45 * s * p.height), fill),
 }
 
 

@@ -67,11 +67,6 @@ class Preprocess:
     def resample(self) -> Image.Resampling:
         return INTERPOLATIONS[self.interpolation]
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """`size`, by timm's name."""
-        return self.size
-
     def replace(self, **changes: Any) -> Preprocess:
         """A copy with some fields changed; a SlimError names a field that there is not."""
         names = [field.name for field in fields(self)]

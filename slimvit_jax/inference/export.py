@@ -91,7 +91,8 @@ def export(
     check_export(model, path, outputs, platforms)
     metadata = describe(model, outputs, batch_size, preprocess, class_names)
     function = outputs_of(model, variables, outputs)
-    images = jax.ShapeDtypeStruct((batch_size or _any_batch(), *model.img_size, model.in_chans), jnp.float32)
+    count = batch_size or jax.export.symbolic_shape("batch")[0]
+    images = jax.ShapeDtypeStruct((count, *model.img_size, model.in_chans), jnp.float32)
     shapes = _in_order(jax.eval_shape(function, images), outputs)
     if path.suffix == ".onnx":
         from slimvit_jax.inference import onnx_file
@@ -205,14 +206,6 @@ def outputs_of(model: Any, variables: Any, outputs: Sequence[str]) -> Callable[[
     return function
 
 
-def _any_batch() -> Any:
-    return jax.export.symbolic_shape("batch")[0]
-
-
-def _exported(function: Any, images: Any, platforms: Sequence[str] | None) -> jax.export.Exported:
-    return jax.export.export(jax.jit(function), platforms=None if platforms is None else tuple(platforms))(images)
-
-
 def _in_order(shapes: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
     """As asked for; jax sorts the keys of a dict."""
     place = lambda name: (outputs.index(name.split("_")[0]), int(name.partition("_")[2] or 0))
@@ -226,7 +219,7 @@ def _stablehlo(
         found = function(images)
         return found[names[0]] if len(names) == 1 else tuple(found[name] for name in names)
 
-    exported = _exported(flat, images, platforms)
+    exported = jax.export.export(jax.jit(flat), platforms=None if platforms is None else tuple(platforms))(images)
     data = exported.serialize()
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -238,11 +231,8 @@ def _stablehlo(
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(METADATA, json.dumps(metadata))
 
-    return (run if jax.default_backend() in _jax_names(exported.platforms) else None), write
-
-
-def _jax_names(platforms: Sequence[str]) -> set[str]:
-    return {"gpu" if platform in ("cuda", "rocm") else platform for platform in platforms}
+    here = {"gpu" if platform in ("cuda", "rocm") else platform for platform in exported.platforms}
+    return (run if jax.default_backend() in here else None), write
 
 
 def _compared(model: Any, function: Any, run: Any, batch_size: int | None) -> tuple[float | None, int, int]:

@@ -17,11 +17,7 @@ _CERTAIN = 64  # a pass takes tens of times the memory of its images; below 1/64
 
 def available() -> float:
     """Bytes that this process can still get: of the machine, or of its container; inf where neither says."""
-    return min(_machine(), _container())
-
-
-def _machine() -> float:
-    return 1024 * _entry(Path("/proc/meminfo"), "MemAvailable:")
+    return min(1024 * _entry(Path("/proc/meminfo"), "MemAvailable:"), _container())
 
 
 def _container(folder: Path = Path("/sys/fs/cgroup")) -> float:

@@ -22,12 +22,6 @@ class Clustering(Located, kw_only=True):
 
     where = "before"
 
-    @property
-    def before_and_after(self) -> dict[int, tuple[int, int]]:
-        """Location to (patch tokens before, patch tokens after)."""
-        counts = self.counts
-        return dict(zip(self.locations, zip((self.bound.num_patches, *counts), counts, strict=False), strict=True))
-
     def before_block(self, tokens: Tokens, layer: int, train: bool) -> Tokens:
         if layer not in self.locations:
             return tokens

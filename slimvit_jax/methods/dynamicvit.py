@@ -122,16 +122,11 @@ class DynamicViT(Dropping, Located, kw_only=True):
     def schedule(self) -> Schedule:
         return Schedule(self.keep_rate, self.locations, self.where, self.of, self.token_ratio)
 
-    def _count_before(self, layer: int) -> int:
-        return self.plan.mlp[layer - 2] if layer > 1 else self.bound.num_patches
-
     def extra_flops(self) -> dict[int, int]:
         dim = self.bound.dim
         half, quarter = dim // 2, dim // 4
         per_patch = dim * dim + dim * half + half * quarter + 2 * quarter
-        plan = self.plan
-        before = {layer: self._count_before(layer) for layer in self.locations}
-        own = {layer: n * per_patch for layer, n in before.items() if plan.attention[layer - 1] < n}
+        own = {layer: n * per_patch for layer, (n, left) in self.before_and_after.items() if left < n}
         return self.with_squeeze_flops(own)
 
     def setup(self) -> None:

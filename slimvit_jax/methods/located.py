@@ -36,6 +36,12 @@ class Located(Slimming, kw_only=True):
         return self.schedule.counts(self.bound.num_patches)
 
     @property
+    def before_and_after(self) -> dict[int, tuple[int, int]]:
+        """Location to (patch tokens before, patch tokens after)."""
+        pairs = zip((self.bound.num_patches, *self.counts), self.counts, strict=False)
+        return dict(zip(self.schedule.locations, pairs, strict=True))
+
+    @property
     def plan(self) -> Plan:
         return self.schedule.plan(self.bound)
 

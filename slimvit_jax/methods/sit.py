@@ -185,11 +185,8 @@ class SiT(Located, kw_only=True):
         return Schedule(self.keep_rate, self.places, self.where)
 
     def extra_flops(self) -> dict[int, int]:
-        half, dim, costs, n = self.bound.dim // 2, self.bound.dim, {}, self.bound.num_patches
-        for layer, k in zip(self.places, self.counts, strict=True):
-            costs[layer] = n * (dim * half + half * k + k * dim)
-            n = k
-        return costs
+        half, dim = self.bound.dim // 2, self.bound.dim
+        return {layer: n * (dim * half + half * k + k * dim) for layer, (n, k) in self.before_and_after.items()}
 
     def setup(self) -> None:
         self.tsm = [TokenSlimming(k) for k in self.counts]

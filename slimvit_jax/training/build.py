@@ -27,35 +27,31 @@ from slimvit_jax.training import optim, step
 from slimvit_jax.training.devices import check_batch, state_shardings
 
 
-def build_model(config: Any, slimmed: bool = True, stage: str = "", **method_options: Any) -> Any:
+def build_model(config: Any, slimmed: bool = True, stage: str = "", keep_rate: Any = None) -> Any:
     """The config's model.
 
     Args:
       config: validated.
       slimmed: with the method; else the dense model.
       stage: apply this stage's model_options and method_options too.
-      **method_options: on top of all, e.g. keep_rate=0.5.
+      keep_rate: in place of the config's.
     """
-    return prepared(config, _build_model(config, slimmed, stage, method_options))
+    options, own = config.model.options.to_dict(), config.method.options.to_dict()
+    if stage:
+        options |= config.stages[stage].model_options.to_dict()
+        own |= config.stages[stage].method_options.to_dict()
+    if not slimmed or not config.method.name:
+        # `Slimming()`, not the method that a name may imply
+        return prepared(config, assemble(config.model.name, Slimming(), options))
+    if keep_rate is not None:
+        own = at_keep_rate(config.method.name, own, keep_rate)
+    return prepared(config, create_from(config.model.name, config.method.name, options, own))
 
 
 def prepared(config: Any, model: Backbone) -> Backbone:
     """The model with what the config says about the preparation of its images."""
     given = {key: value for key, value in config.preprocess.to_dict().items() if value}
     return model.clone(preprocess=model.preprocess.replace(**given)) if given else model
-
-
-def _build_model(config: Any, slimmed: bool, stage: str, method_options: dict[str, Any]) -> Any:
-    options = config.model.options.to_dict()
-    extra = config.stages[stage].to_dict() if stage else {}
-    options |= extra.get("model_options", {})
-    if not slimmed or not config.method.name:
-        return assemble(config.model.name, Slimming(), options)  # not the method that a name may imply
-    chosen = config.method.options.to_dict() | extra.get("method_options", {})
-    if "keep_rate" in method_options:
-        chosen = at_keep_rate(config.method.name, chosen, method_options["keep_rate"])
-    chosen |= method_options
-    return create_from(config.model.name, config.method.name, options, chosen)
 
 
 def at_keep_rate(method: str, options: Mapping[str, Any], keep_rate: Any) -> dict[str, Any]:
@@ -131,12 +127,12 @@ def train_data(config: Any, stage: Any, index: int, source: data.Source) -> data
     )
 
 
-def eval_data(config: Any, source: data.Source | None = None, batch_size: int | None = None) -> Any:
-    """Batches of the evaluation split in which every image counts once."""
+def eval_data(config: Any, source: data.Source) -> Any:
+    """Batches of the evaluation split, `source`, in which every image counts once."""
     return data.eval_batches(
-        build_source(config, config.data.eval_split) if source is None else source,
+        source,
         preprocess=build_preprocess(config),
-        batch_size=batch_size or config.eval.batch_size,
+        batch_size=config.eval.batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.data.num_workers,

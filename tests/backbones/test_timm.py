@@ -72,7 +72,7 @@ def test_named_model_has_timms_parameters(name):
 def test_named_model_has_timms_preprocessing(name):
     config, ours = timm.models.get_pretrained_cfg(name), slim.transform_for(name)
     assert (ours.mean, ours.std, ours.crop_pct) == (config.mean, config.std, config.crop_pct)
-    assert (ours.interpolation, (3, *ours.input_size)) == (config.interpolation, config.input_size)
+    assert (ours.interpolation, (3, *ours.size)) == (config.interpolation, config.input_size)
     assert ours.crop_mode == config.crop_mode
     assert NAMED[name].hub == config.hf_hub_id
     assert NAMED[name].kwargs["num_classes"] == config.num_classes

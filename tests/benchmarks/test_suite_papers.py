@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import slimvit_jax as slim
 from benchmarks import suite_papers
-from slimvit_jax.reports.paper_rows import paper_rows
+from benchmarks.paper_rows import paper_rows
 
 ROOT = Path(__file__).parents[2]
 TINY = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 4}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 
 import slimvit_jax as slim
+from benchmarks.paper_rows import SIT_TOLERANCE, count, paper_rows, paper_speedup
 from slimvit_jax.inference.evaluate import count_parameters
-from slimvit_jax.reports.paper_rows import SIT_TOLERANCE, count, paper_rows, paper_speedup
 from slimvit_jax.reports.report_text import paper_tables
 
 ROWS = {f"{row.table}: {row.label}": row for row in paper_rows()}
