@@ -164,6 +164,7 @@ class _Service:
     async def classify(self, request: Request) -> Response:
         """One image at one keep rate: ?keep_rate=0.7&top=5."""
         started = time.perf_counter()
+        self._check_query(request, "keep_rate", "top")
         self._check_ready()
         budget, top = self._budget(request), self._top(request)
         with self._places(1):
@@ -179,6 +180,7 @@ class _Service:
 
         Where the model is fast it runs several times, all keep rates in turns: `milliseconds.model` is the median.
         """
+        self._check_query(request, "top")
         self._check_ready()
         top, names = self._top(request), list(self.engine.budgets)
         with self._places(len(names)):
@@ -196,6 +198,14 @@ class _Service:
         return JSONResponse({"picture": shown, "milliseconds": {"decode": 1000 * decoding}, "results": results})
 
     # Its parts -------------------------------------------------------------------------------------------------------
+
+    def _check_query(self, request: Request, *known: str) -> None:
+        given = [name for name, _ in request.query_params.multi_items()]
+        for name in given:
+            if name not in known:
+                raise HTTPException(400, str(unknown(f"parameter of {request.url.path}", name, known)))
+            if given.count(name) > 1:
+                raise HTTPException(400, f"{name} is given more than once")
 
     def _check_ready(self) -> None:
         if len(self.engine.seconds) < self.engine.total:
@@ -215,7 +225,7 @@ class _Service:
     def _top(self, request: Request) -> int:
         asked = request.query_params.get("top", "5")
         if not (asked.isdecimal() and asked.isascii() and 1 <= int(asked[:9]) <= 1_000_000):
-            raise HTTPException(400, f"top={asked!r} must be a whole number of at least 1")
+            raise HTTPException(400, f"top={asked!r} must be a whole number from 1 to 1,000,000")
         return int(asked)
 
     @contextlib.contextmanager

@@ -40,7 +40,7 @@ async def body_of(request: Request, limits: Limits) -> bytes:
       HTTPException: it is empty, too long, too slow, broken off, or packed into a form.
     """
     most = limits.upload_bytes
-    if request.headers.get("content-type", "").startswith("multipart/"):
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
         raise HTTPException(415, "send the bytes of the image file as the body, not a form")
     length = int(request.headers.get("content-length", 0))
     body = bytearray()

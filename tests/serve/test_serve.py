@@ -145,17 +145,19 @@ BAD = {
     "elongated": (image_file(size=(2500, 1)), {}, "", 400, "too elongated"),
     "too long": (b"x" * 20_001, {}, "", 413, "at most 20,000 bytes"),
     "much too long, length unknown": (iter([b"x" * 15_000] * 9), {}, "", 413, "at most 20,000 bytes"),
-    "a form": (b"x", {"content-type": "multipart/form-data; boundary=y"}, "", 415, "not a form"),
+    "a form": (b"x", {"content-type": "Multipart/form-data; boundary=y"}, "", 415, "not a form"),
     "keep rate": (image_file(), {}, "?keep_rate=0.4", 400, "unknown keep_rate '0.4'"),
     "keep rate of words": (image_file(), {}, "?keep_rate=%0Ahalf", 400, "half"),
     "top": (image_file(), {}, "?top=none", 400, "top='none' must be a whole number"),
+    "a misspelt parameter": (image_file(), {}, "?keep-rate=0.5", 400, "'keep-rate'; did you mean 'keep_rate'?"),
+    "a parameter twice": (image_file(), {}, "?top=1&top=2", 400, "top is given more than once"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_answered_by_one_line(client, case):
     body, headers, query, status, words = BAD[case]
-    if isinstance(body, bytes) and "keep_rate" not in query:
+    if isinstance(body, bytes) and "keep" not in query:
         answer = client.post(f"/compare{query}", content=body, headers=headers)
         assert answer.status_code == status and words in answer.json()["error"]
     answer = client.post(f"/classify{query}", content=body, headers=headers)
