@@ -152,7 +152,7 @@ def _described(source: str, model: str | None) -> Described:
             found = _of_timm(config, model)
         else:
             raise SlimError("it has neither 'architecture' (timm) nor 'model_type' (transformers)")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise SlimError(f"{source}: {CONFIG} does not say which model this is: {why}") from None
     return found if model is None else dataclasses.replace(found, name=model)

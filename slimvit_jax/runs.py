@@ -181,7 +181,13 @@ class TrainingRun:
     @functools.cached_property
     def _noted_names(self) -> tuple[str, ...]:
         noted = self.path / "data.json"
-        return tuple(map(str, read_json(noted)["class_names"])) if noted.exists() else ()
+        if not noted.exists():
+            return ()
+        found = read_json(noted)
+        names = found.get("class_names") if isinstance(found, dict) else None
+        if not isinstance(names, list):
+            raise SlimError(f"{noted}: damaged: it holds no class names")
+        return tuple(map(str, names))
 
     def result(self) -> RunResult:
         """All stages with their variables, as `training.run` gave them at the end.

@@ -133,6 +133,8 @@ BAD = {
     "neither": ({"name": "x"}, "neither 'architecture'"),
     "field": ({"model_type": "vit"}, "lacks 'hidden_size'"),
     "list": ([], "no group of fields"),
+    "no text": ({"architecture": None}, "config.json does not say which model this is"),
+    "no sizes": ({**TIMM, "pretrained_cfg": {"input_size": []}}, "config.json does not say which model this is"),
 }
 
 

@@ -117,6 +117,12 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(SlimError, match="no stage is done yet"):
         slim.open_run(tmp_path)
     assert default_config().to_dict().keys() == config.keys()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / f"{config['schedule'][0]}.safetensors").touch()
+    for content in ("[]", "{}", '{"class_names": 5}'):
+        (tmp_path / "data.json").write_text(content)
+        with pytest.raises(SlimError, match="data.json: damaged: it holds no class names"):
+            slim.open_run(tmp_path).create()
 
 
 def test_bad_wishes_name_the_choices(tmp_path):

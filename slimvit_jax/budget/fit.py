@@ -20,9 +20,10 @@ from slimvit_jax.budget.layerwise import Family, Layerwise
 from slimvit_jax.budget.race import Race
 from slimvit_jax.budget.schedules import Counts, Shape
 from slimvit_jax.errors import SlimError, unknown
+from slimvit_jax.keywords import checked
 from slimvit_jax.methods import METHODS
 from slimvit_jax.methods.diffrate_counts import presets
-from slimvit_jax.options import Count, Natural, Positive, Range, check, kind_of, shown
+from slimvit_jax.options import Count, Natural, Positive, Range, kind_of, shown
 from slimvit_jax.slimming import Slimming
 
 logger = logging.getLogger(__name__)
@@ -34,14 +35,6 @@ FRONT = (1.2, 1.4, 1.7, 2.0)
 LIVES = "lives of the data"
 #: Images that all methods are compared on; the best few are compared on all images.
 SCREENED = 64
-#: What `tune` takes.
-_KINDS = {
-    "methods": kind_of(str | tuple[str, ...]),
-    "evaluations": kind_of(Natural),
-    "front": kind_of(tuple[Annotated[float, Range(above=1)], ...]),
-    "seconds": kind_of(Positive),
-    **dict.fromkeys(("batch_size", "search_images", "finalists", "rounds"), kind_of(Count)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +110,7 @@ def fit_budget(
     return tune(model, variables, images, target_ms=target_ms, speedup=speedup, **options).options
 
 
+@checked
 def tune(
     model: Any,
     variables: Any,
@@ -124,15 +118,15 @@ def tune(
     *,
     target_ms: float | None = None,
     speedup: float | None = None,
-    methods: str | Sequence[str] = (),
-    batch_size: int = 1,
+    methods: str | tuple[str, ...] = (),
+    batch_size: Count = 1,
     labels: Any = None,
-    search_images: int = 64,
-    finalists: int = 2,
-    evaluations: int = 60,
-    front: Sequence[float] = FRONT,
-    rounds: int = 7,
-    seconds: float = 0.15,
+    search_images: Count = 64,
+    finalists: Count = 2,
+    evaluations: Natural = 60,
+    front: tuple[Annotated[float, Range(above=1)], ...] = FRONT,
+    rounds: Count = 7,
+    seconds: Positive = 0.15,
     progress: Say | None = None,
 ) -> Budget:
     """`fit_budget` with everything that was seen on the way.
@@ -156,8 +150,6 @@ def tune(
     """
     began, say = time.perf_counter(), progress or (lambda line: None)
     target = check_target(target_ms, speedup)
-    check(_KINDS, dict(methods=methods, batch_size=batch_size, search_images=search_images, finalists=finalists,
-                       evaluations=evaluations, front=front, rounds=rounds, seconds=seconds))  # fmt: skip
     clock = Clock(batch_size, rounds, seconds)
     families = families_of(model, methods)
     images = _images(model, images)

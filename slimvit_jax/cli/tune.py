@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.images and args.data:
         raise SlimError(f"--images {args.images} and --data {args.data}: give one of them")
     target = common.open_target(args)
-    methods = args.methods if args.methods in (None, "all") else args.methods.split(",")
+    methods = args.methods if args.methods in (None, "all") else tuple(args.methods.split(","))
 
     from slimvit_jax.budget import tune
     from slimvit_jax.budget.fit import check_target, families_of

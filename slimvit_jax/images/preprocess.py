@@ -51,7 +51,7 @@ class Preprocess:
             object.__setattr__(self, field, _per_channel(field, getattr(self, field), self.in_chans))
         if min(self.std) <= 0:
             raise SlimError(f"std must be positive, not {self.std}")
-        if self.interpolation not in INTERPOLATIONS:
+        if self.interpolation not in tuple(INTERPOLATIONS):  # of any type
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
         if self.crop_mode not in ("center", "squash"):
             raise unknown("crop_mode", self.crop_mode, ("center", "squash"))

@@ -261,6 +261,7 @@ def test_fit_budget_gives_options_that_meet_the_target(tmp_path):
         (dict(speedup=1.5, images=[np.zeros((24, 24, 1)), np.zeros((8, 8, 1))]), "images of several shapes"),
         (dict(speedup=1.5, images=np.full((1, 24, 24, 1), np.nan)), r"images \[0\] hold values that are no finite"),
         (dict(speedup=1.5, methods=5), "methods=5 must be text"),
+        (dict(speedup=1.5, batches=2), "unknown option of tune 'batches'"),
         (dict(speedup=1.5, batch_size=0), "batch_size=0 must be a whole number of at least 1"),
         (dict(speedup=1.5, evaluations=-1), "evaluations=-1 must be a whole number of at least 0"),
         (dict(speedup=1.5, front=(0.5,)), r"front=\(0.5,\) must be"),
