@@ -61,7 +61,7 @@ def from_torch(
 
     Raises:
       SlimError: names are missing, left over or of another shape (all in one error, with both shapes), a value is no
-        floating array, or a prefix of `init_missing` names nothing of the model.
+        floating array or not finite, or a prefix of `init_missing` names nothing of the model.
     """
     everything, want = rules.expected(model), rules.expected(model, inference)
     state_dict = layouts.fit(state_dict, everything, checkpoint_key)
@@ -116,10 +116,15 @@ def from_torch(
 
     flat = _initialise(model, [want[name].path for name in fresh], rng) if fresh else {}
     note([leaf for path, leaf in flat.items() if path[:2] == ("params", "slim")])
+    broken: list[str] = []
     for name, leaf in want.items():
         if name not in fresh:
-            array = as_numpy(name, given[name]).astype(leaf.dtype, copy=False)
+            with np.errstate(over="ignore"):
+                array = as_numpy(name, given[name]).astype(leaf.dtype, copy=False)
+            broken += [] if np.isfinite(array).all() else [name]
             flat[leaf.path] = jnp.array(rules.to_flax_layout(leaf, array))  # a copy: never tied to the caller's memory
+    if broken:
+        raise SlimError(f"state dict: {len(broken)} hold values that are no finite numbers ({_some(broken)})")
     return rules.unflatten({leaf.path: flat[leaf.path] for leaf in want.values()})
 
 

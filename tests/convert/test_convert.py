@@ -262,6 +262,9 @@ def test_values_that_are_no_weights():
     state = random_state(model)
     assert "cls_token is a list" in error_of(model, state | {"cls_token": [1.0]})
     assert "cls_token holds int64" in error_of(model, state | {"cls_token": np.zeros((1, 1, 12), np.int64)})
+    for value in (np.full((1, 1, 12), np.nan, np.float32), np.full((1, 1, 12), 1e300)):  # the second is no float32
+        said = error_of(model, state | {"cls_token": value})
+        assert "1 hold values that are no finite numbers (cls_token)" in said
     assert "mapping" in error_of(model, [1, 2])
 
 
