@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import DropPath, LayerNorm, LayerScale, Linear, Mlp
@@ -15,8 +15,6 @@ from slimvit_jax.ops import attention as attention_ops
 from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.plan import block_flops
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class Attention(nn.Module):

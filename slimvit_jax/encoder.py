@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
+from jax import Array
 
 from slimvit_jax import fresh
 from slimvit_jax.block import Block
@@ -14,8 +14,6 @@ from slimvit_jax.grid import Trail
 from slimvit_jax.plan import check_layers
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 class Encoded(NamedTuple):

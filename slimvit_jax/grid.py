@@ -6,16 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
 from slimvit_jax.ops.squeeze import nearest_host
 from slimvit_jax.plan import Geometry, check_layers
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops import elementwise
 
-Array = jax.Array
 truncated = nn.initializers.truncated_normal(0.02)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.layers import Linear
 from slimvit_jax.ops import elementwise
 
-Array = jax.Array
 #: (output channels, stride) of every 3x3 convolution of a stem.
 StemLayers = Sequence[tuple[int, int]]
 torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.layers import LayerNorm, Linear, Mlp
 from slimvit_jax.ops.attention import attention
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 def mean_pool(tokens: Tokens, weights: Array | None, num_patches: int, include_prefix: bool = False) -> Array:

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.tokens import Aux
-
-Array = jax.Array
 
 
 class Predictions(flax.struct.PyTreeNode):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import jax
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.checked import Checked
@@ -28,7 +28,6 @@ from slimvit_jax.tokens import Aux, Tokens
 if TYPE_CHECKING:
     from slimvit_jax.block import Block
 
-Array = jax.Array
 Probe = Mapping[str, Array]
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops import select
 from slimvit_jax.ops.evolution import representative_token, with_representative
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 def divide(tokens: Tokens, running: Array, order: Array, left: int, representative: bool = True) -> Tokens:

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
-
-Array = jax.Array
 
 
 class Tokens(flax.struct.PyTreeNode):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import fresh
 from slimvit_jax import losses as loss_functions
@@ -23,7 +23,6 @@ from slimvit_jax.plan import Geometry
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
-Array = jax.Array
 Method = str | Slimming | None
 
 

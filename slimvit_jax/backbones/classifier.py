@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.layers_pool import AttentionPool, mean_pool, pool_flops, weighted
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class Classifier(nn.Module):

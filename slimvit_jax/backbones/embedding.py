@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.layers import LayerNorm, truncated
 from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class Embedding(nn.Module):

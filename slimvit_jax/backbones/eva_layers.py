@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.block import Attention, Block, RematBlock
 from slimvit_jax.layers import LayerNorm, Linear
 from slimvit_jax.ops import elementwise
-
-Array = jax.Array
 
 
 class EvaAttention(Attention):

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.backbones.levit_layers import subsample
@@ -19,8 +19,6 @@ from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe, Slimming
 from slimvit_jax.slow_fast import divide, join
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

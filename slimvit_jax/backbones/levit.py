@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.backbones.base import Backbone
 from slimvit_jax.backbones.embedding import Embedding
@@ -21,7 +21,6 @@ from slimvit_jax.plan import Geometry, halved
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
 
-Array = jax.Array
 STRIDE = 16  # of the stem
 DOWN_ATTN_RATIO, DOWN_MLP_RATIO = 4, 2  # of the subsampling layers, fixed in timm
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.layers import DropPath, truncated
 from slimvit_jax.layers_conv import LinearNorm
@@ -17,7 +17,6 @@ from slimvit_jax.ops.attention import attention, class_attention
 from slimvit_jax.plan import halved
 from slimvit_jax.tokens import Tokens
 
-Array = jax.Array
 Grid = tuple[int, int]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.backbones.base import Method, renamed
@@ -23,7 +24,6 @@ from slimvit_jax.options import Count, Positive, kind_of
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
 
-Array = jax.Array
 STRIDE = 16
 
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.backbones import vit_names
 from slimvit_jax.backbones.base import Backbone
@@ -20,8 +20,6 @@ from slimvit_jax.named import NamedModel
 from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.options import Count, DropRate, Natural, Pair, Positive
 from slimvit_jax.plan import Geometry
-
-Array = jax.Array
 
 
 class VisionTransformer(Backbone, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from slimvit_jax.facts import Facts
@@ -12,8 +11,6 @@ from slimvit_jax.ops import merge
 from slimvit_jax.ops.linkage import Linkage, agglomerate, cosine_distances, matching
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class ATC(Merging, Located, kw_only=True):

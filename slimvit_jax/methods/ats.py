@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
@@ -17,8 +18,6 @@ from slimvit_jax.ops.squeeze import squeeze_flops
 from slimvit_jax.plan import Plan
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 #: Log weight of a padded key: far below any logit, and finite in float16 too.
 PADDED = -3e4

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
@@ -20,8 +21,6 @@ from slimvit_jax.options import Count, Positive, Range
 from slimvit_jax.plan import Geometry, Plan, check_budgets
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 HALTED = -1000.0  # added to the attention logits of a halted key; exp() of it is an exact float32 zero
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import jax
-
 from slimvit_jax import grid
 from slimvit_jax.methods.located import Located
 from slimvit_jax.ops import cluster
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class Clustering(Located, kw_only=True):

@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
@@ -19,8 +20,6 @@ from slimvit_jax.ops import attention as attention_ops
 from slimvit_jax.options import Count, Natural
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 class Projection(nn.Module):

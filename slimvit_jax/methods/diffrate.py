@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
@@ -21,8 +22,6 @@ from slimvit_jax.options import Count, Kind, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 def _read_preset(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import grid
 from slimvit_jax.errors import SlimError
@@ -16,8 +17,6 @@ from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count
 from slimvit_jax.plan import Geometry
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class ScoreLayer(nn.Module):

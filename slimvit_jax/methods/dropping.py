@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Literal
 
-import jax
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import select
@@ -14,8 +14,6 @@ from slimvit_jax.options import Positive, Range
 from slimvit_jax.plan import Plan
 from slimvit_jax.slimming import Slimming
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class Dropping(Slimming, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.arrays import as_numpy
 from slimvit_jax.facts import Facts
@@ -18,8 +19,6 @@ from slimvit_jax.ops import merge, soft_merge
 from slimvit_jax.options import Count, Positive
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class DTEM(ToMe, kw_only=True):

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.facts import Facts
@@ -21,8 +22,6 @@ from slimvit_jax.ops import elementwise, select
 from slimvit_jax.options import Positive, Share
 from slimvit_jax.plan import Schedule
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 class Predictor(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
@@ -17,8 +16,6 @@ from slimvit_jax.ops.evolution import with_representative
 from slimvit_jax.plan import Plan, check_keep_rate
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class EViT(Dropping, Located, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import jax
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
@@ -22,8 +22,6 @@ from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe
 from slimvit_jax.slow_fast import divide, join
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 class Evo(Located, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
@@ -21,8 +22,6 @@ from slimvit_jax.methods.ranking import noted, ranking
 from slimvit_jax.options import Count, NotNegative, Range, Share
 from slimvit_jax.plan import Geometry, Plan, Schedule, check_locations
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 DROPPED = -1000.0  # added to the attention logits of a dropped key; exp() of it is an exact float32 zero
 

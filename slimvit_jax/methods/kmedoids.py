@@ -16,8 +16,6 @@ from slimvit_jax.slimming import Probe
 from slimvit_jax.text import option
 from slimvit_jax.tokens import Tokens
 
-Array = jax.Array
-
 
 class KMedoids(Dropping, Clustering, kw_only=True):
     """In front of a location the m medoids of the patch tokens stay; the others vanish, or join one (`squeeze`).

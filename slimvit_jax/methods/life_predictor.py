@@ -7,12 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.ops import life
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 def _weight_init(kind: str, scale: float) -> nn.initializers.Initializer:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.facts import Facts
@@ -21,7 +22,6 @@ from slimvit_jax.plan import Geometry, Plan, Schedule, check_budgets
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
 
-Array = jax.Array
 #: Up to so many patches the order is made one by one: a short chain, and in a small grid every place counts.
 FEW_PATCHES = 64
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.errors import SlimError
@@ -23,7 +23,6 @@ from slimvit_jax.tokens import Aux, Tokens
 if TYPE_CHECKING:
     from slimvit_jax.block import Block
 
-Array = jax.Array
 
 #: No fusion leaves fewer patches than these; ten tokens with the class token, as released.
 FEWEST = 9

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.errors import SlimError
 from slimvit_jax.ops import merge
@@ -16,8 +16,6 @@ from slimvit_jax.options import Range, Share
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe, Slimming
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class Merging(Slimming, kw_only=True):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import LayerNorm
 from slimvit_jax.methods.clustering import SoftClustering
 from slimvit_jax.options import Positive
-
-Array = jax.Array
 
 
 class MergeLayer(nn.Module):

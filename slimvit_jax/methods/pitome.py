@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import RatioMerging
 from slimvit_jax.methods.ranking import noted
 from slimvit_jax.ops import merge
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class PiToMe(RatioMerging, kw_only=True):

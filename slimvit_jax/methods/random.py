@@ -11,8 +11,6 @@ from slimvit_jax.methods.located import Located
 from slimvit_jax.options import Seed
 from slimvit_jax.tokens import Tokens
 
-Array = jax.Array
-
 
 class Random(Dropping, Located, kw_only=True):
     """Patches are dropped without looking at them, at the budgets of life regression.

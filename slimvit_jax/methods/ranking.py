@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops import select
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 def ranking(tokens: Tokens, own: Array) -> Array:

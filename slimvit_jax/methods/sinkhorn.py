@@ -7,13 +7,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.clustering import SoftClustering
 from slimvit_jax.ops import cluster, select
 from slimvit_jax.options import Count, Positive
-
-Array = jax.Array
 
 
 def unit_rows(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax import grid
 from slimvit_jax import losses as loss_functions
@@ -21,8 +22,6 @@ from slimvit_jax.ops import elementwise
 from slimvit_jax.options import Count, Share
 from slimvit_jax.plan import Geometry, Schedule
 from slimvit_jax.tokens import Aux, Tokens
-
-Array = jax.Array
 
 
 def aggregate(weights: Array, patches: Array) -> Array:

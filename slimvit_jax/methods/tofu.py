@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax
+from jax import Array
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.merging import RatioMerging
@@ -10,8 +10,6 @@ from slimvit_jax.ops import merge, select
 from slimvit_jax.plan import Geometry
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class ToFu(RatioMerging, kw_only=True):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from slimvit_jax.errors import SlimError
@@ -17,8 +16,6 @@ from slimvit_jax.options import Kind, Natural, Range, Share, kind_of
 from slimvit_jax.plan import Geometry, Plan
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 def _is_inflected(r: object) -> bool:

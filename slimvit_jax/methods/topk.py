@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax
-
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.dropping import Dropping
 from slimvit_jax.methods.located import Located
@@ -12,8 +10,6 @@ from slimvit_jax.options import Share
 from slimvit_jax.plan import Schedule
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
-
-Array = jax.Array
 
 
 class TopK(Dropping, Located, kw_only=True):

@@ -11,10 +11,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.ops.select import first_highest, first_lowest, gather, put, top, top_values
 
-Array = jax.Array
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.ops.cluster import unit
 from slimvit_jax.ops.select import first_lowest, gather
-
-Array = jax.Array
 
 #: Similarities closer than this count as alike, so that rounding does not decide between equal patches.
 RESOLUTION = 2.0**-20

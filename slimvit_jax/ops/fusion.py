@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops.merge import Matching, unit, without_front
 from slimvit_jax.ops.select import argsort, first_highest, gather, put
-
-Array = jax.Array
 
 
 def importance(attention: Array) -> Array:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jax import Array
 
 
 def life_moments(counts: Sequence[int]) -> tuple[float, float]:

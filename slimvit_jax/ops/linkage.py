@@ -6,11 +6,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops import merge
 from slimvit_jax.ops.select import first_lowest, gather, top
 
-Array = jax.Array
 Linkage = Literal["average", "complete", "single"]
 State = tuple[Array, Array, Array, Array, Array]  # of the rounds, see `agglomerate`
 

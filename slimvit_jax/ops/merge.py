@@ -12,10 +12,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.ops.select import argsort, first_highest, gather, put, top
 
-Array = jax.Array
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 

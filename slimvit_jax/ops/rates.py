@@ -9,11 +9,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.ops.merge import unit
 from slimvit_jax.ops.select import argsort, first_highest, straight_through, top
-
-Array = jax.Array
 
 
 def candidates(n: int, granularity: int) -> np.ndarray:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops.pieces import piece
-
-Array = jax.Array
 
 
 @piece

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops.select import argsort, gather
-
-Array = jax.Array
 
 #: Below this a size counts as none: its logarithm stays finite, and no gradient flows into it.
 SMALLEST = 1e-12

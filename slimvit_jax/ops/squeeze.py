@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from slimvit_jax.ops.cluster import unit
 from slimvit_jax.ops.merge import membership
 from slimvit_jax.ops.select import first_highest
-
-Array = jax.Array
 
 NOWHERE = -2.0  # in place of the cosine with a row that is no host: below any cosine
 

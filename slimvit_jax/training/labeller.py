@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from slimvit_jax.build import create_model, transform_for
 from slimvit_jax.convert import load
@@ -23,7 +24,6 @@ from slimvit_jax.losses import Predictions
 from slimvit_jax.models import NAMED, weights_path
 from slimvit_jax.slimming import Slimming
 
-Array = jax.Array
 #: images (B, H, W, C), prepared as the student's, to (B, classes) logits; or to those and (B, rows, columns, classes).
 Function = Callable[[Array], Any]
 

@@ -10,13 +10,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from slimvit_jax import losses as loss_functions
 from slimvit_jax.data.mixup import MixupConfig, mixup_cutmix, smooth
 from slimvit_jax.losses import Targets
 from slimvit_jax.training import optim
 
-Array = jax.Array
 Losses = Callable[..., Mapping[str, Array]]
 Batch = Mapping[str, Array]
 
