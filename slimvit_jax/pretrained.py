@@ -79,7 +79,7 @@ def from_pretrained(
     load, own = convert.split_load_options(options)
     if num_classes is not None:
         own["num_classes"] = num_classes
-    run, described = None, None
+    run = None
     text = os.fspath(source)
     if not hub.is_hub(text) and _is_run(Path(text)):
         from slimvit_jax.runs import open_run

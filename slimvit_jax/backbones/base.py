@@ -73,7 +73,7 @@ class Backbone(Checked, kw_only=True):
 
     def check_all(self) -> None:
         """Checks the options together, and binds the method to what they make: a clone of another size has its own."""
-        options = self.normalise({name: getattr(self, name) for name in option_kinds.kinds_of(type(self))})
+        options = self.normalise(self.options())
         self._set(options)
         if self.slim.geometry != (geometry := self.geometry_of(options)):
             self._set({"slim": self.slim.bind(geometry)})

@@ -75,20 +75,17 @@ def from_torch(
         if not any(_under(name, (prefix,)) for name in everything):
             raise unknown("prefix in init_missing", prefix, {name.split(".")[0] for name in everything})
 
-    state_dict = {
-        name: value
-        for name, value in state_dict.items()
-        if layouts.is_array(value) or not _under(name, ignored_prefixes)
-    }
+    unread, counters = everything.keys() - want.keys(), set(rules.counters(everything))
+    given: dict[str, Any] = {}
     for name, value in state_dict.items():
-        if not layouts.is_array(value):
+        if layouts.is_array(value):
+            if name not in counters:
+                given[name] = value
+        elif not _under(name, ignored_prefixes):
             raise SlimError(
                 f"state dict: {name} is a {type(value).__name__}, not an array;"
                 f" {option('weights', 'ignore', (name,))} leaves it out"
             )
-    unread = everything.keys() - want.keys()
-    counters = set(rules.counters(everything))
-    given = {name: value for name, value in state_dict.items() if name not in counters}
     problems: list[str] = []
     if resample_pos_embed is not False and "pos_embed" in given and "pos_embed" in want:
         source = None if resample_pos_embed is True else resample_pos_embed  # None: a square one
@@ -101,8 +98,7 @@ def from_torch(
 
     fresh, missing, misfits = set(), [], []
     for name, leaf in want.items():
-        fits = name in given and tuple(given[name].shape) == leaf.torch_shape
-        if fits:
+        if name in given and tuple(given[name].shape) == leaf.torch_shape:
             continue
         if _under(name, fresh_prefixes):
             fresh.add(name)

@@ -7,7 +7,7 @@
                       multiple_of=1)                                               # re-iterable, len(ev)
 
 Both yield {"image": (B, H, W, C) float32 normalised, "label": (B,) int32, "mask": (B,) float32}, evaluation also
-"index"; B is this process's share of `batch_size`. Nothing here imports jax.
+"index"; B is this process's share of `batch_size`.
 """
 
 from __future__ import annotations
