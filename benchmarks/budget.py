@@ -13,8 +13,6 @@ there is not done again: --minutes ends a run early, the same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.command import command_line, in_one_line
+from benchmarks.command import command_line, in_one_line, listed, read_rows, write_rows
 from benchmarks.results import table
 from slimvit_jax import training
 from slimvit_jax.budget.bench import Bench
@@ -31,7 +29,6 @@ from slimvit_jax.budget.cost import Clock, CostModel, measure
 from slimvit_jax.budget.fit import LIVES, SCREENED, families_of, shapes_of
 from slimvit_jax.budget.layerwise import Layerwise, Programs
 from slimvit_jax.budget.race import Race
-from slimvit_jax.files import write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training import build
@@ -54,7 +51,7 @@ class Ledger:
 
     def __init__(self, path: Path, minutes: float) -> None:
         self.path, self._end = path, time.monotonic() + 60 * minutes
-        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.rows = read_rows(path)
 
     def get(self, what: str, make: Any) -> dict[str, Any]:
         """The row called `what`; made, a dict, and written where there is none yet."""
@@ -64,8 +61,7 @@ class Ledger:
                 raise Enough
             found = {"what": what, **make()}
             self.rows.append(found)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.rows))
+            write_rows(self.path, self.rows)
             print(what, {k: v for k, v in found.items() if k not in ("what", "lost", "machine")}, flush=True)
         return found
 
@@ -240,7 +236,6 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """The command line; what it does not know are overrides of config fields."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.budget", allow_abbrev=False)
-    listed = lambda kind: lambda text: [kind(part) for part in text.split(",") if part]
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="configs/study_photos.py, or a file like it")
     add("--out", required=True, type=Path, metavar="FILE", help="rows are added to it")
@@ -269,8 +264,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         if args.picture:
             picture(ledger.rows, args.picture)
         return 0
-    words = [re.sub(r"=/.*/", "=", part) for part in sys.argv[1:]]  # no folder of this machine
-    ledger.get("about", lambda: {"command": command_line("budget", words)})
+    ledger.get("about", lambda: {"command": command_line("budget", folders=False)})
     study = Study(training.load_config(args.config, training.parse_overrides(rest)), args, ledger)
     schedules = [*study.searches(), *study.by_hand()]
     study.held_out(schedules)

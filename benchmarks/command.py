@@ -1,13 +1,18 @@
-"""What the programs of this folder share: one line for bad input, and how they were called."""
+"""What the programs of this folder share: their words, one line for bad input, and files of a row a line."""
 
 from __future__ import annotations
 
 import functools
+import json
+import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from slimvit_jax.errors import SlimError
+from slimvit_jax.files import write_text
 
 
 def in_one_line(main: Callable[..., int]) -> Callable[..., int]:
@@ -25,6 +30,35 @@ def in_one_line(main: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-def command_line(module: str, words: Sequence[str] | None = None) -> str:
-    """The command line of `python -m benchmarks.MODULE`, with these words or those of this process."""
-    return shlex.join(["python", "-m", f"benchmarks.{module}", *(sys.argv[1:] if words is None else words)])
+def command_line(module: str, words: Sequence[str] | None = None, folders: bool = True) -> str:
+    """The command line of `python -m benchmarks.MODULE`, with these words or those of this process.
+
+    Without `folders` of "--out=/a/b/c" only "--out=c" is left: nothing of the machine.
+    """
+    words = sys.argv[1:] if words is None else words
+    words = words if folders else [re.sub(r"=/.*/", "=", word) for word in words]
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *words])
+
+
+def listed(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """For argparse: words between commas, each read by `kind`."""
+    return lambda text: [kind(part) for part in text.split(",") if part]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; [] where there is none.
+
+    Raises:
+      SlimError: it holds something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise SlimError(f"{path}: {error}") from error
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows as JSON lines, all of them or none."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,12 +26,11 @@ import jax
 import numpy as np
 
 import slimvit_jax as slim
-from benchmarks.command import command_line, in_one_line
+from benchmarks.command import command_line, in_one_line, read_rows, write_rows
 from benchmarks.results import table
 from benchmarks.study_cells import LOCATIONS, REFERENCE, matched_options
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
-from slimvit_jax.files import write_text
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.inference.evaluate import measure_speed
 from slimvit_jax.inference.timing import describe_machine
@@ -170,11 +168,11 @@ def tables(path: Path) -> str:
     Raises:
       SlimError: the file cannot be read.
     """
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise SlimError(f"{path}: {error.strerror}") from error
-    rows = sorted((row for row in rows if row["group"] == "compare"), key=lambda row: (-row["rate"], -row["cosine"]))
+    if not path.exists():
+        raise SlimError(f"{path}: No such file or directory")
+    rows = sorted(
+        (row for row in read_rows(path) if row["group"] == "compare"), key=lambda row: (-row["rate"], -row["cosine"])
+    )
     peers = {row["rate"]: np.asarray(row["lost"]) / 1e6 for row in rows if row["variant"] == "ToMe"}
     scored = any("accuracy" in row for row in rows)
     cells = []
@@ -210,7 +208,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 
 def run(args: argparse.Namespace, config: Any) -> int:
     """Measures what is not done yet."""
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = read_rows(args.out)
     done, split = {row["cell"] for row in rows}, args.split or config.data.eval_split
     if any(row.get("split", split) != split for row in rows):
         raise SlimError(f"--split={split!r}: {args.out} has rows of another split; choose another file")
@@ -225,16 +223,14 @@ def run(args: argparse.Namespace, config: Any) -> int:
         print(*(f"{'done' if cell.name in done else 'to do':6} {cell.name}" for cell in cells), sep="\n")
         return 0
     bench = Bench(config, split)
-    words = [re.sub(r"=/.*/", "=", part) for part in sys.argv[1:]]  # no folder of this machine
-    about = {"model": config.model.name, "command": command_line("fidelity", words)}
+    about = {"model": config.model.name, "command": command_line("fidelity", folders=False)}
 
     def keep(row: dict[str, Any]) -> None:
         machine = describe_machine()
         about_now = {**about, "processor": machine["processor"], "cores": machine["cores"], "date": machine["date"]}
         rows.append({**row, **about_now})
-        write_text(args.out, "".join(json.dumps(r, allow_nan=False) + "\n" for r in rows))
+        write_rows(args.out, rows)
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.speed:
         for rate in RATES:
             timed = [cell for cell in cells if cell.rate == rate and cell.group == "compare" and cell.variant in TIMED]

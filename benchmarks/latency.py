@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import re
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.command import command_line, in_one_line
+from benchmarks.command import command_line, in_one_line, listed, read_rows, write_rows
 from slimvit_jax.errors import SlimError, unknown
 
 MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224", "vit_small_patch14_dinov2")
@@ -50,7 +49,6 @@ def side_of(model: str, wanted: int) -> int:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    listed = lambda kind: lambda text: [kind(part) for part in text.split(",") if part]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.latency", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -191,20 +189,6 @@ def measure(args: argparse.Namespace, name: str, side: int, batch: int) -> list[
     return rows
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none where there is no file.
-
-    Raises:
-      SlimError: it holds something else.
-    """
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise SlimError(f"{path}: {error}") from error
-
-
 def tables(rows: list[dict[str, Any]]) -> str:
     """Markdown: per cell and variant the milliseconds of every runner, and how much of the FLOPs ratio became speed."""
     from benchmarks.results import table
@@ -229,10 +213,9 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measures the cells that are not done, or prints what is asked for."""
-    from slimvit_jax.files import write_text
     from slimvit_jax.inference.timing import describe_machine
 
-    rows = read(args.out)
+    rows = read_rows(args.out)
     if args.table:
         if not rows:
             raise SlimError(f"{args.out}: there are no rows to make a table of")
@@ -244,7 +227,6 @@ def run(args: argparse.Namespace) -> int:
     cells = [cell for cell in cells if re.fullmatch(args.only, "{}/{}/{}".format(*cell))]
     if not cells:
         raise SlimError(f"--only={args.only!r} matches no cell; see them with --list")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     command = command_line("latency")
     for cell in cells:
         name = "{}/{}/{}".format(*cell)
@@ -254,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
             machine = describe_machine()
             found = measure(args, *cell)
             rows += [{**row, "command": command, "machine": machine} for row in found]
-            write_text(args.out, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+            write_rows(args.out, rows)
             print(name, *(f"{row['runner']} {row['variant']} {row['ms']:.1f}" for row in found), sep="  ", flush=True)
     return 0
 

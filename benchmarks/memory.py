@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks.results import table
 from slimvit_jax.files import write_json
 from slimvit_jax.losses import Targets
 from slimvit_jax.training import build, default_config, devices, validate
@@ -181,12 +182,6 @@ def scaling_rows() -> Iterable[dict[str, Any]]:
             }
 
 
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def memory_tables(rows: list[dict[str, Any]]) -> str:
     """State, then activations."""
     parts = []
@@ -196,7 +191,7 @@ def memory_tables(rows: list[dict[str, Any]]) -> str:
         sizes += [row["state"][f"{n} devices, fsdp=8"].total for n in (8, 64)]
         parts.append([row["model"], row["stage"], *(f"{size / GIB:.2f}" for size in sizes)])
     head = ["model", "trains", "parameters", "gradients", "moments", "average", "fsdp=1", "8 devices, fsdp=8"]
-    state = table([*head, "64 devices, fsdp=8"], parts)
+    state = table([*head, "64 devices, fsdp=8"], parts, 2)
     parts = []
     for row in rows:
         block = (row["activations"] - row["activations_remat"]) / row["blocks"]
@@ -217,7 +212,7 @@ def memory_tables(rows: list[dict[str, Any]]) -> str:
         "16 GB, fsdp=1",
         "16 GB, fsdp=8",
     ]
-    return state + "\n\n" + table(head, parts)
+    return state + "\n\n" + table(head, parts, 2)
 
 
 def scaling_table(rows: list[dict[str, Any]]) -> str:
@@ -228,7 +223,7 @@ def scaling_table(rows: list[dict[str, Any]]) -> str:
         + [f"{1000 * row['seconds'][kind]:.1f} ms = {row['batch_that_hides'][kind]:.0f} images" for kind in kinds]
         for row in rows
     ]
-    return table(["model", "device", "gradients, GiB", "images/s a device", *kinds], parts)
+    return table(["model", "device", "gradients, GiB", "images/s a device", *kinds], parts, 2)
 
 
 def main() -> int:

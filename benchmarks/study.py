@@ -17,7 +17,6 @@ import argparse
 import datetime
 import json
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -28,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from benchmarks.command import in_one_line
+from benchmarks.command import command_line, in_one_line, write_rows
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
-from slimvit_jax.files import read_json, write_json, write_text
+from slimvit_jax.files import read_json, write_json
 from slimvit_jax.huge_pages import restart_with_huge_pages
 from slimvit_jax.training import fields
 
@@ -99,8 +98,7 @@ class Study:
         save(result.dense_model, result.variables["dense"], weights, overwrite=True)
         facts = result.metrics["dense"] | {"epochs": config.stages.dense.epochs, "seconds": result.seconds["dense"]}
         facts |= {"flops": flops(result.dense_model).total, "parameters": count_parameters(result.dense_model)}
-        command = ["python", "-m", "benchmarks.study", *(re.sub(r"=/.*/", "=", part) for part in sys.argv[1:])]
-        about = {"command": shlex.join(command), "date": _now()}  # no folder of this machine
+        about = {"command": command_line("study", folders=False), "date": _now()}
         about |= {"machine": describe_machine(), "scale": self.config.name.removeprefix("study_")}
         about |= {"config": _plain(self.config.to_dict()), "dense": facts}
         if self.rows:  # weights were lost: they are not the same to the bit where threads add up in another order
@@ -138,7 +136,7 @@ class Study:
         row |= {"processor": describe_machine()["processor"], "date": _now()}
         rows = [row, *({**row, "group": group, "variant": variant} for group, variant in cell.also)]
         self.rows += rows
-        write_text(self._results, "".join(json.dumps(r, allow_nan=False) + "\n" for r in self.rows))
+        write_rows(self._results, self.rows)
         shutil.rmtree(folder, ignore_errors=not cell.schedule)
         jax.clear_caches()  # a cell's programs serve no other
         return rows

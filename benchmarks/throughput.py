@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import command_line
+from benchmarks.command import command_line, listed
 
 FASTEST, MEASURED = "fastest", "measured"
 ALONE = "XLA_PYTHON_CLIENT_PREALLOCATE"  # JAX would take most of a GPU's memory before timm's process asks for its own
@@ -37,7 +37,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    listed = lambda kind: lambda text: [kind(part) for part in text.split(",") if part]
     batch = lambda text: text if text == FASTEST else int(text)
     peak = lambda text: text if text == MEASURED else float(text)
     add = parser.add_argument

@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import command_line, in_one_line
+from benchmarks.command import command_line, in_one_line, listed
 from slimvit_jax.huge_pages import restart_with_huge_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,13 +58,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    listed = lambda text: [part for part in text.split(",") if part]
     add = parser.add_argument
-    add("--models", type=listed, default=list(MODELS), metavar="NAME,...", help=f"of {', '.join(MODELS)}")
+    add("--models", type=listed(str), default=list(MODELS), metavar="NAME,...", help=f"of {', '.join(MODELS)}")
     add("--rounds", type=int, default=5, metavar="N", help="turns of the loop and of the step alone")
     add("--segment", type=float, default=4.0, metavar="S", help="seconds of a turn, about")
     add("--saves", type=int, default=3, metavar="N", help="turns with a checkpoint")
-    add("--skip", type=listed, default=[], metavar="NAME,...", help="of outside, start, checkpoint")
+    add("--skip", type=listed(str), default=[], metavar="NAME,...", help="of outside, start, checkpoint")
     add("--output", metavar="FILE", help="write everything there, as JSON")
     args = parser.parse_args(argv)
     for name in args.models:
