@@ -15,7 +15,7 @@ from slimvit_jax.arrays import as_numpy
 from slimvit_jax.facts import Facts
 from slimvit_jax.layers import Linear
 from slimvit_jax.methods.tome import ToMe
-from slimvit_jax.ops import merge, soft_merge
+from slimvit_jax.ops import elementwise, soft_merge
 from slimvit_jax.options import Count, Positive
 from slimvit_jax.slimming import Probe
 from slimvit_jax.tokens import Tokens
@@ -95,7 +95,7 @@ class DTEM(ToMe, kw_only=True):
         r, n, prefix = self.merged[layer - 1], self.plan.attention[layer - 1], tokens.prefix
         if not r:
             return tokens
-        unit = merge.unit(self.metric(probe, layer)[:, prefix : prefix + n])
+        unit = elementwise.unit(self.metric(probe, layer)[:, prefix : prefix + n])
         similarity = jnp.einsum("bac,bmc->bam", unit[:, ::2], unit[:, 1::2])
         share = soft_merge.soft_top_edges(similarity, r, self.k2, self.tau1, self.tau2)
         size, patches = tokens.memory["size"], tokens.patches

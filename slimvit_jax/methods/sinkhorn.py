@@ -11,13 +11,13 @@ from jax import Array
 
 from slimvit_jax.facts import Facts
 from slimvit_jax.methods.clustering import SoftClustering
-from slimvit_jax.ops import cluster, select
+from slimvit_jax.ops import cluster, elementwise, select
 from slimvit_jax.options import Count, Positive
 
 
 def unit_rows(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Initial centers: uniform on the sphere."""
-    return cluster.unit(jax.random.normal(key, shape, dtype))
+    return elementwise.unit(jax.random.normal(key, shape, dtype))
 
 
 class TransportLayer(nn.Module):
@@ -37,8 +37,8 @@ class TransportLayer(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, Array]:
         """(B, n, D) tokens to (B, m, D) in their dtype and the assignment (B, m, n) float32."""
         raw = self.param("v", unit_rows, (self.count, x.shape[-1]), jnp.float32)
-        centers = select.straight_through(cluster.unit(raw), raw)
-        unit = cluster.unit(x.astype(jnp.float32))
+        centers = select.straight_through(elementwise.unit(raw), raw)
+        unit = elementwise.unit(x)
         scores = jnp.einsum("md,bnd->bmn", centers, unit) / self.regularisation
         weights = cluster.sinkhorn(scores, self.iterations)
         return jnp.einsum("bmn,bnd->bmd", weights.astype(x.dtype), unit.astype(x.dtype)), weights

@@ -150,11 +150,6 @@ def merge_clusters(x: Array, log_weight: Array, clusters: Array, k: int, eps: fl
     return jnp.einsum("bkn,bnd->bkd", share.astype(x.dtype), x, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def unit(x: Array, eps: float = 1e-12) -> Array:
-    """x / max(|x|, eps) over the last axis, with a finite gradient at 0."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), eps**2))
-
-
 def sinkhorn(scores: Array, iterations: int) -> Array:
     """Optimal transport between m centers and n tokens with uniform marginals, in logarithms.
 

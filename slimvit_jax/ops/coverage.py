@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from slimvit_jax.ops.cluster import unit
+from slimvit_jax.ops.elementwise import unit
 from slimvit_jax.ops.select import first_lowest, gather
 
 #: Similarities closer than this count as alike, so that rounding does not decide between equal patches.
@@ -20,7 +20,7 @@ RESOLUTION = 2.0**-20
 
 def similarities(patches: Array) -> Array:
     """(B, N, D) to (B, N, N) float32 cosines, as multiples of `RESOLUTION`. No gradient flows."""
-    x = unit(jax.lax.stop_gradient(patches).astype(jnp.float32))
+    x = unit(jax.lax.stop_gradient(patches))
     cosines = jnp.einsum("bnd,bmd->bnm", x, x, preferred_element_type=jnp.float32)
     return jnp.round(cosines / RESOLUTION) * RESOLUTION
 

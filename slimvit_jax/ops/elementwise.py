@@ -1,4 +1,4 @@
-"""The small parts of a transformer block: activations, layer normalisation and linear maps."""
+"""The small parts of a transformer block: activations, normalisation and linear maps."""
 
 from __future__ import annotations
 
@@ -58,6 +58,15 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     centred = wide - wide.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
     return (centred * factor * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def unit(x: Array) -> Array:
+    """(..., C) float32 vectors of length one, with a finite gradient at 0.
+
+    A zero vector stays one: it is like nothing instead of NaN.
+    """
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 @piece

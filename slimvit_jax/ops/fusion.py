@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from slimvit_jax.ops.merge import Matching, unit, without_front
+from slimvit_jax.ops.elementwise import unit
+from slimvit_jax.ops.merge import Matching, without_front
 from slimvit_jax.ops.select import argsort, first_highest, gather, put
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from slimvit_jax.ops import merge
+from slimvit_jax.ops.elementwise import unit
 from slimvit_jax.ops.select import first_lowest, gather, top
 
 Linkage = Literal["average", "complete", "single"]
@@ -17,7 +18,7 @@ State = tuple[Array, Array, Array, Array, Array]  # of the rounds, see `agglomer
 
 def cosine_distances(metric: Array) -> Array:
     """(B, n, C) to (B, n, n) float32, 1 - cosine, exactly symmetric; no gradient flows into it."""
-    metric = merge.unit(jax.lax.stop_gradient(metric))
+    metric = unit(jax.lax.stop_gradient(metric))
     distances = 1 - jnp.einsum("bic,bjc->bij", metric, metric, precision=jax.lax.Precision.HIGHEST)
     upper = jnp.triu(jnp.ones(distances.shape[1:], bool))
     return jnp.where(upper, distances, distances.swapaxes(1, 2))

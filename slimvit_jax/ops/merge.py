@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from slimvit_jax.ops.elementwise import unit
 from slimvit_jax.ops.select import argsort, first_highest, gather, put, top
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -36,12 +37,6 @@ class Matching:
     source: Array
     target: Array
     length: int = flax.struct.field(pytree_node=False)
-
-
-def unit(metric: Array) -> Array:
-    """(..., C) float32 vectors of length one. A zero vector stays one: it is like nothing instead of NaN."""
-    metric = metric.astype(jnp.float32)
-    return metric * jax.lax.rsqrt(jnp.maximum(jnp.square(metric).sum(-1, keepdims=True), 1e-30))
 
 
 def most_merges(length: int, protected: int) -> int:

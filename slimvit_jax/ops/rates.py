@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from slimvit_jax.ops.merge import unit
+from slimvit_jax.ops.elementwise import unit
 from slimvit_jax.ops.select import argsort, first_highest, straight_through, top
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from slimvit_jax.ops.cluster import unit
+from slimvit_jax.ops.elementwise import unit
 from slimvit_jax.ops.merge import membership
 from slimvit_jax.ops.select import first_highest
 
@@ -28,12 +28,7 @@ def nearest_host(hosts: Array, guests: Array, staying: Array | None = None) -> t
     Returns:
       (B, m) int32 positions among the hosts, and (B, m) float32 cosines.
     """
-    similarity = jnp.einsum(
-        "bmd,bkd->bmk",
-        unit(guests.astype(jnp.float32)),
-        unit(hosts.astype(jnp.float32)),
-        preferred_element_type=jnp.float32,
-    )
+    similarity = jnp.einsum("bmd,bkd->bmk", unit(guests), unit(hosts), preferred_element_type=jnp.float32)
     if staying is not None:
         similarity = jnp.where(staying[:, None] > 0.5, similarity, NOWHERE)
     return first_highest(similarity, axis=2)
