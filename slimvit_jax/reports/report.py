@@ -32,14 +32,13 @@ from slimvit_jax.inference.flops import flops
 from slimvit_jax.reports import pictures, report_text, tables, visualize
 
 
-def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = True) -> dict[str, Any]:
+def write_report(workdir: str | Path, config: Any, result: Any) -> dict[str, Any]:
     """Measures a finished run and writes report.json, report.md and figures/*.png into `workdir`; prints one table.
 
     Args:
       workdir: the run's folder.
       config: the run's configuration; `eval.keep_rates` and `report.{images,seeds,batch_size,rounds}` count here.
       result: training.RunResult.
-      show: print the table.
 
     Returns:
       What report.json holds. With several processes all measure the same and the first one writes.
@@ -55,8 +54,7 @@ def write_report(workdir: str | Path, config: Any, result: Any, *, show: bool = 
         facts["seconds_of_report"] = round(time.perf_counter() - began, 1)
         write_json(workdir / "report.json", facts)
         write_text(workdir / "report.md", report_text.markdown(facts))
-        if show:
-            report_text.print_summary(facts, workdir)
+        report_text.print_summary(facts, workdir)
     return facts
 
 

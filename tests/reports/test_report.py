@@ -36,7 +36,7 @@ def untrained_run(folder):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, write_report(folder, *untrained_run(folder), show=False)
+    return folder, write_report(folder, *untrained_run(folder))
 
 
 def test_report_json_is_whole(written):
@@ -56,7 +56,7 @@ def test_random_orders_keep_everything_at_rate_one(tmp_path):
     """At keep rate 1 no order matters: a lead of exactly 0 on the same weights."""
     config, result = untrained_run(tmp_path)
     config.eval.keep_rates, config.report.images = (1.0,), 0
-    row = write_report(tmp_path, config, result, show=False)["rows"][2]
+    row = write_report(tmp_path, config, result)["rows"][2]
     assert row["random"]["learned_minus_random"] == {"difference": 0.0, "stderr": 0.0}
     assert row["top1"] == pytest.approx(row["by_stage"]["backbone"])
 
@@ -90,7 +90,7 @@ def test_run_of_dense_stages_only_has_one_row(tmp_path):
     dense = RunResult(
         config, tmp_path, result.dense_model, result.dense_model, {"dense": result.variables["dense"]}, {}, {}, False
     )
-    facts = write_report(tmp_path, config, dense, show=False)
+    facts = write_report(tmp_path, config, dense)
     assert [row["name"] for row in facts["rows"]] == ["dense"] and facts["figures"] == {}
     assert "Learned" not in (tmp_path / "report.md").read_text()
 
@@ -105,7 +105,7 @@ def test_other_methods_have_a_report_too(tmp_path, method, options):
     result = RunResult(config, tmp_path, model, result.dense_model, {"fine": weights}, {}, {}, False)
     config.schedule = ("fine",)
     config.stages.fine = config.stages.backbone
-    facts = write_report(tmp_path, config, result, show=False)
+    facts = write_report(tmp_path, config, result)
     assert len(facts["rows"]) == 3 and (tmp_path / "report.md").exists()
 
 
@@ -113,7 +113,7 @@ def test_a_run_of_drawn_rates_and_masks_is_told_as_such(tmp_path):
     config, result = untrained_run(tmp_path)
     config.method.options.update(hard=True, sampled_rates=(0.9, 0.5))
     config.eval.keep_rates, config.report.images, config.report.seeds = (0.5,), 0, 1
-    facts = write_report(tmp_path, config, result, show=False)
+    facts = write_report(tmp_path, config, result)
     assert facts["trained_at"] == {"sampled_rates": [0.9, 0.5]}
     told = lambda at: report_text.markdown({**facts, "trained_at": at})
     assert (
@@ -138,7 +138,7 @@ def test_a_report_that_fails_leaves_the_run_done(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(visualize, "draw_accuracy_speed", fails)
         with train.reported("slimvit train", str(tmp_path)):
-            write_report(tmp_path, config, result, show=False)
+            write_report(tmp_path, config, result)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"slimvit report --workdir {tmp_path}" in error and "surrogates" in error
     assert json.loads((tmp_path / "report.json").read_text())["rows"] and not (tmp_path / "report.md").exists()
@@ -164,7 +164,7 @@ def test_a_run_on_names_of_all_kinds(tmp_path, capsys):
     config.eval.keep_rates = (0.5,)
     config.report.update(images=3, seeds=1, batch_size=12, rounds=2)
     run = tmp_path / "run"
-    facts = write_report(run, config, training.run(config, run), show=True)
+    facts = write_report(run, config, training.run(config, run))
     assert facts["rows"][0]["count"] == 12 and (run / "figures" / "lives.png").is_file()
     chosen = [os.fsdecode(file) for file in (files[-1], files[-5])]
     assert main(["predict", *chosen, f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 0

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
+
+from slimvit_jax.quiet import quiet
 
 TEST_RECORDS = 360
 _LOCK = threading.Lock()  # redirecting the standard streams is no thing for two threads at once
@@ -96,18 +97,6 @@ class Digits8x8(tfds.core.GeneratorBasedBuilder):
             yield int(record), {"image": _png(images[record]), "label": int(labels[record]), "id": int(record)}
 
 
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Silences tfds, which announces itself, draws three progress bars and warns of its own half-written folder."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
     """Returns the prepared builder under `data_dir`, preparing it first (about a second) where it is not there.
 
@@ -122,7 +111,9 @@ def prepare(data_dir: str | Path) -> tfds.core.DatasetBuilder:
     data_dir.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=".preparing-", dir=data_dir)
     try:
-        with _LOCK, _quiet_tfds():
+        # tfds announces itself, draws three progress bars and warns of its own half-written folder
+        silent = contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO())
+        with _LOCK, quiet("absl", level=logging.ERROR), silent[0], silent[1]:
             Digits8x8(data_dir=scratch, file_format="array_record").download_and_prepare()
         target = Path(builder.data_path)
         target.parent.mkdir(parents=True, exist_ok=True)
