@@ -14,13 +14,13 @@ import argparse
 import collections
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command_line, listed
 from benchmarks.results import table
 
 MODEL, BATCH, RUNS = "deit_small_patch16_224", 16, 8
@@ -80,8 +80,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", allow_abbrev=False)
     add = parser.add_argument
-    add("--methods", type=lambda text: [part for part in text.split(",") if part], default=["life_regression"])
-    add("--cores", type=lambda text: [int(part) for part in text.split(",")], default=[1, 2], metavar="N,...")
+    add("--methods", type=listed(str), default=["life_regression"])
+    add("--cores", type=listed(int), default=[1, 2], metavar="N,...")
     add("--json", type=Path, required=True, metavar="FILE")
     add("--table", action="store_true", help="print what the file has; measure nothing")
     add("--one", default="", help=argparse.SUPPRESS)
@@ -108,8 +108,13 @@ def main(argv: list[str] | None = None) -> int:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.append({"method": method, "cores": cores, **json.loads(done.stdout.splitlines()[-1])})
             print(f"{method}, {cores} cores: {rows[-1]['wall']:.1f} ms", flush=True)
-    words = shlex.join(["python", "-m", "benchmarks.profile", *sys.argv[1:]])
-    result = {"command": words, "model": MODEL, "batch": BATCH, "machine": describe_machine(), "rows": rows}
+    result = {
+        "command": command_line("profile"),
+        "model": MODEL,
+        "batch": BATCH,
+        "machine": describe_machine(),
+        "rows": rows,
+    }
     write_text(args.json, json.dumps(result, indent=1) + "\n")
     print(tables(result), end="")
     return 0
