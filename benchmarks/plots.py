@@ -105,17 +105,20 @@ def budgets(path: Path, study: Study) -> Path | None:
     kinds = [("o-", "main", LIFE), ("s--", "training", RECOMMENDED), ("D:", "training", ANY_BUDGET)]
     for style, group, variant in kinds:
         rates = [rate for rate in study.train_rates(group) if study.by_seed(group, variant, rate)]
-        lines += [(style, group, variant, rate, place / max(1, len(rates) - 1)) for place, rate in enumerate(rates)]
+        for place, trained in enumerate(rates):
+            found = [(rate, study.stat(group, variant, trained, keep_rate=rate)) for rate in study.deploy_rates()]
+            points = [(rate, 100 * stat.mean) for rate, stat in found if stat is not None]
+            if len(points) > 1:
+                lines.append((style, group, variant, trained, place / max(1, len(rates) - 1), points))
     if not lines:
         return None
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = _axes(8.6, 4.0)
-        for style, group, variant, trained, place in lines:
+        for style, group, variant, trained, place, points in lines:
             shade = matplotlib.colormaps["plasma" if group == "main" else "viridis"](0.1 + 0.65 * place)
             if variant == ANY_BUDGET:
                 shade = INK
-            found = [(rate, study.stat(group, variant, trained, keep_rate=rate)) for rate in study.deploy_rates()]
-            x, y = zip(*[(rate, 100 * stat.mean) for rate, stat in found if stat is not None], strict=True)
+            x, y = zip(*points, strict=True)
             recipe = {LIFE: "paper's losses", RECOMMENDED: "recommended", ANY_BUDGET: "sampled budgets"}[variant]
             at = "" if variant == ANY_BUDGET else f", trained at {trained:g}"
             axis.plot(x, y, style, color=shade, lw=1.6, ms=4, label=recipe + at)

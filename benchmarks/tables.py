@@ -14,6 +14,7 @@ from typing import Any
 import slimvit_jax as slim
 from benchmarks import fidelity, latency, resolution, saliency
 from benchmarks import segmentation as probe
+from benchmarks.command import read_rows
 from benchmarks.paper_rows import ROUNDING, count, paper_rows, paper_speedup
 from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
 from slimvit_jax.errors import SlimError
@@ -392,7 +393,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "papers depth": lambda results: growth(results, "depth"),
     "speed methods": lambda results: throughput(results / "cpu_methods.json"),
     "speed one core": lambda results: throughput(results / "cpu_methods_one_core.json"),
-    "latency": lambda results: latency.tables(latency.read(results / "latency.jsonl")).strip(),
+    "latency": lambda results: latency.tables(read_rows(results / "latency.jsonl")).strip(),
     "export speed": lambda results: read_text(results / "export_speed.md").strip(),
     "export matrix": lambda results: read_text(results / "export_matrix.md").strip(),
     "speed timm": lambda results: throughput(results / "cpu_torch_compile.json"),
