@@ -19,10 +19,13 @@ from slimvit_jax.build import transform_for
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import atomic_path, write_text
 from slimvit_jax.images import Preprocess
+from slimvit_jax.keywords import checked
+from slimvit_jax.options import Count
 from slimvit_jax.text import option
 
 SUFFIXES = (".onnx", ".stablehlo")
 OUTPUTS = ("logits", "features", "tokens", "kept", "scores")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 #: The entry of a file's metadata: an ONNX property, or a member of the zip archive at the end of a .stablehlo.
 METADATA = "slimvit.json"
 #: Largest difference to the model, over the largest value of an output, by the model's dtype.
@@ -53,16 +56,17 @@ class ExportReport:
     metadata: dict[str, Any]
 
 
+@checked
 def export(
     model: Any,
     variables: Any,
     path: str | Path,
     *,
-    batch_size: int | None = None,
-    outputs: Sequence[str] = ("logits",),
-    platforms: Sequence[str] | None = None,
+    batch_size: Count | None = None,
+    outputs: tuple[str, ...] = ("logits",),
+    platforms: tuple[str, ...] | None = None,
     preprocess: Preprocess | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> ExportReport:
     """Writes images (B, H, W, C) float32, prepared as by `transform_for`, to logits (B, classes), the weights inside.
 
@@ -115,6 +119,11 @@ def check_export(model: Any, path: Path, outputs: Sequence[str], platforms: Sequ
         raise SlimError(f"{str(path)!r}: writing ONNX needs jax2onnx: pip install 'slimvit-jax[onnx]'")
     if path.suffix == ".onnx" and platforms is not None:
         raise SlimError(f"platforms={tuple(platforms)!r} goes with .stablehlo; an ONNX file is for any")
+    for name in platforms or ():
+        if name not in PLATFORMS:
+            raise unknown("platform", name, PLATFORMS)
+    if path.is_dir():
+        raise SlimError(f"{str(path)!r} is a folder, not a file to write")
     for name in outputs:
         if name not in OUTPUTS:
             raise unknown("output to export", name, OUTPUTS)
@@ -142,10 +151,13 @@ def describe(
     names = tuple(model.class_names if class_names is None else class_names)
     if names and len(names) != model.num_classes:
         raise SlimError(f"{len(names)} class names for a model of {model.num_classes} classes")
+    prepare, takes = preprocess or transform_for(model), (*model.img_size, model.in_chans)
+    if (gives := (*prepare.size, prepare.in_chans)) != takes:
+        raise SlimError(f"preprocess makes images of shape {gives}; this model takes {takes}")
     return {
         "made_by": "slimvit_jax",
         "layout": "NHWC, (pixels / 255 - mean) / std",
-        "preprocess": (preprocess or transform_for(model)).to_dict(),
+        "preprocess": prepare.to_dict(),
         "class_names": list(names),
         "num_classes": model.num_classes,
         "method": model.slim.method,
@@ -195,9 +207,9 @@ def outputs_of(model: Any, variables: Any, outputs: Sequence[str]) -> Callable[[
         every = {"logits": first, "features": first, "tokens": aux.features, "scores": aux.scores}
         found: dict[str, Any] = {}
         for name in outputs:
-            if name == "kept":
+            if name == "kept" and aux.kept:
                 found |= {f"kept_{place}": index for place, index in enumerate(aux.kept, start=1)}
-            elif every[name] is None:
+            elif every.get(name) is None:
                 raise SlimError(f"method {model.slim.method!r} has no output {name!r}")
             else:
                 found[name] = every[name]

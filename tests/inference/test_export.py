@@ -116,13 +116,28 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
         ({}, {"platforms": ("tpu",)}, "platforms=.*goes with .stablehlo"),
         ({"method": "tome"}, {"outputs": ("kept",)}, "merges patches"),
         ({}, {"class_names": ("a",)}, "1 class names for a model of 5"),
+        ({}, {"class_names": "abcde"}, "class_names='abcde' must be a tuple"),
+        ({}, {"outputs": "logits"}, "outputs='logits' must be a tuple"),
+        ({}, {"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+        ({}, {"suffix": ".stablehlo", "platforms": "cpu"}, "platforms='cpu' must be a tuple"),
+        ({}, {"suffix": ".stablehlo", "platforms": ("gpu",)}, "unknown platform 'gpu'"),
+        ({}, {"preprocess": Preprocess(img_size=32)}, r"preprocess makes images of shape \(32, 32, 3\)"),
     ],
 )
 def test_refused_beforehand(options, asked, words, tmp_path):
-    model = slim.create_model("vit", **SMALL, **options)
+    model, path = slim.create_model("vit", **SMALL, **options), tmp_path / f"m{asked.pop('suffix', '.onnx')}"
     with pytest.raises(SlimError, match=words):
-        slim.export(model, None, tmp_path / "m.onnx", **asked)
+        slim.export(model, None, path, **asked)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_and_an_output_that_is_not_there(tmp_path):
+    model = slim.create_model("vit", **SMALL)
+    with pytest.raises(SlimError, match="is a folder, not a file to write"):
+        (tmp_path / "m.stablehlo").mkdir()
+        slim.export(model, None, tmp_path / "m.stablehlo")
+    with pytest.raises(SlimError, match="method 'dense' has no output 'kept'"):
+        slim.export(model, random_variables(model), tmp_path / "n.stablehlo", outputs=("logits", "kept"))
 
 
 def test_what_onnx_has_no_form_for(tmp_path):
