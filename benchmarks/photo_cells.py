@@ -16,6 +16,8 @@ from benchmarks.study_cells import DISTILLED, HARD, REFERENCE, Cell, matched_opt
 
 HELD_OUT = "train[80%:]"
 COVERAGE = {"lives": "coverage", "squeeze": "mean"}
+#: The same share in every layer from the third on, as the search for budgets found on held-out training images.
+EVERY = COVERAGE | {"locations": tuple(range(3, 12))}
 BOTH = {"lives": "both", "squeeze": "mean"}
 #: Name on the page: method and the options that make it.
 UNTUNED = {
@@ -24,6 +26,7 @@ UNTUNED = {
     "random": ("random", {}),
     "topk": ("topk", {}),
     "evit": ("evit", {}),
+    "coverage lives, squeezed in every layer": (REFERENCE, EVERY),
     "coverage lives, dropped": (REFERENCE, {"lives": "coverage"}),
     "random, squeezed": ("random", {"squeeze": "mean"}),
 }
@@ -101,6 +104,7 @@ def _main(matched: Any, rate: float, seed: int, everything: bool) -> Iterator[Ce
         "random": ("random", matched("random", rate), {}),
         "topk": ("topk", matched("topk", rate), {}),
         "life_regression, hard masks": (REFERENCE, matched(REFERENCE, rate), {**HARD, **JOINT}),
+        "life_regression, squeezed in every layer": (REFERENCE, matched(REFERENCE, rate, EVERY), HARD),
         "evit": ("evit", matched("evit", rate), {}),
         "dynamicvit": ("dynamicvit", matched("dynamicvit", rate), {}),
     }

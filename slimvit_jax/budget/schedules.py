@@ -70,6 +70,14 @@ def even(patches: int, depth: int) -> Shape:
     return lambda strength: [max(1.0, patches * (1 - strength / 2 * layer)) for layer in range(1, depth + 1)]
 
 
+def same_share(patches: int, depth: int) -> Shape:
+    """The same share is kept of every layer from the end of the first quarter of them on."""
+    first = max(1, round(depth / 4))
+    return lambda strength: [
+        max(1.0, patches * (1 - strength) ** max(0, layer - first + 1)) for layer in range(1, depth + 1)
+    ]
+
+
 def scaled(counts: Sequence[float], patches: int) -> Shape:
     """The shape of a schedule: at half strength what it drops in all, at full strength everything that it drops at."""
 
@@ -88,7 +96,8 @@ def by_hand(patches: int, depth: int, published: Mapping[str, Sequence[float]]) 
       published: shares of the patches left of every layer, by name.
     """
     known = [scaled([patches * share for share in shares], patches) for shares in published.values()]
-    shapes = {"three drops": [three_drops(patches, depth)], "constant r": [even(patches, depth)]}
+    kinds = {"three drops": three_drops, "constant r": even, "constant share": same_share}
+    shapes = {name: [kind(patches, depth)] for name, kind in kinds.items()}
     return shapes | ({"DiffRate's counts": known} if known else {})
 
 

@@ -38,7 +38,7 @@ def test_allowed_counts_never_grow_and_leave_what_a_layer_must():
 
 
 @pytest.mark.parametrize("limit", [0.9, 0.6, 0.3])
-@pytest.mark.parametrize("name", ["three drops", "constant r", "DiffRate's counts"])
+@pytest.mark.parametrize("name", ["three drops", "constant r", "constant share", "DiffRate's counts"])
 def test_schedules_made_by_hand_come_to_the_cost_asked_for(name, limit):
     shapes = schedules.by_hand(256, 12, {"a": [1 - t / 24 for t in range(1, 13)]})
     cost = lambda counts: sum(counts) / (12 * 256)
@@ -238,7 +238,7 @@ def test_fit_budget_gives_options_that_meet_the_target(tmp_path):
     assert jax.eval_shape(faster.apply, variables, images).shape == (6, 3)
     assert (*faster.slim.plan.attention[1:], faster.slim.plan.mlp[-1]) == budget.counts
     assert budget.counts[-1] < 144 and budget.found.accuracy is not None and said
-    assert budget.by_hand and {row.shape for row in budget.by_hand} <= {"three drops", "constant r"}
+    assert budget.by_hand and {row.shape for row in budget.by_hand} <= {"three drops", "constant r", "constant share"}
     from slimvit_jax.reports.front import draw_front, front_table
 
     assert draw_front(tmp_path / "front.svg", budget).stat().st_size > 1000
