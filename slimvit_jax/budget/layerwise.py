@@ -27,6 +27,8 @@ from slimvit_jax.slimming import Slimming
 
 #: What the tokens after so many layers may take at most, over all schedules that are remembered.
 REMEMBERED = 1 << 30
+#: A process may map 65,530 pieces of memory on Linux by default, and a compiled program takes 10 to 30 of them.
+MOST_PROGRAMS = 1000
 
 
 class Family(NamedTuple):
@@ -122,7 +124,7 @@ class Layerwise:
             raise SlimError("no images: there is nothing to agree on")
         model.check_images(np.shape(images))
         params = variables["params"]
-        self.model, self.programs = model, programs or Programs()
+        self.model, self.programs = model, Programs() if programs is None else programs
         self._slim = params.get("slim", {})
         self._rest = {**variables, "params": {k: v for k, v in params.items() if k != "slim"}}
         self._blocks = [params[f"blocks_{layer}"] for layer in range(model.depth)]
@@ -215,16 +217,18 @@ def _size(states: Any) -> int:
 class Programs:
     """Compiled functions: what traces to the same computation is compiled once, what computes nothing never.
 
+    Past `MOST_PROGRAMS` all are forgotten, and what is still wanted is compiled again.
+
     Attributes:
-      compiled: how many there are.
+      compiled: how often something was compiled.
     """
 
     def __init__(self) -> None:
+        self.compiled = 0
         self._by_key: dict[Any, Any] = {}
         self._by_text: dict[Any, Any] = {}
 
-    @property
-    def compiled(self) -> int:
+    def __len__(self) -> int:
         return len(self._by_text)
 
     def call(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -245,8 +249,12 @@ class Programs:
         constants = tuple((c.shape, str(c.dtype), np.asarray(c).tobytes()) for c in map(jnp.asarray, jaxpr.consts))
         text = (str(jaxpr), constants)
         if text not in self._by_text:
+            if len(self) == MOST_PROGRAMS:
+                self._by_key.clear()
+                self._by_text.clear()
             flat = jax.jit(lambda *leaves: jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *leaves))
             self._by_text[text] = flat.lower(*jax.tree.leaves(arguments)).compile()
+            self.compiled += 1
         run = self._by_text[text]
         return lambda *given: jax.tree.unflatten(tree, run(*jax.tree.leaves(given)))
 

@@ -9,7 +9,7 @@ import pytest
 
 import slimvit_jax as slim
 from slimvit_jax.__main__ import main, parser_of
-from slimvit_jax.budget import schedules, tune
+from slimvit_jax.budget import layerwise, schedules, tune
 from slimvit_jax.budget.bench import Bench
 from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
 from slimvit_jax.budget.fit import USUAL, families_of
@@ -219,6 +219,21 @@ def test_programs_are_shared(dense):
     before = layers.programs.compiled
     layers.outputs(family, (20, 20, 20))
     assert layers.programs.compiled == before  # the same numbers of tokens elsewhere
+
+
+def test_programs_past_the_limit_are_forgotten(dense, monkeypatch):
+    """A process can hold so many; what is wanted again is compiled again, and nothing comes out otherwise."""
+    model, variables, images = dense
+    family = next(f for f in _families(model) if f.method.method == "random")
+    schedules_of = [(36, 20, 20), (30, 18, 18), (36, 20, 20)]
+    expected = [Layerwise(model, variables, images, batch_size=4).outputs(family, counts) for counts in schedules_of]
+    monkeypatch.setattr(layerwise, "MOST_PROGRAMS", 4)
+    programs = layerwise.Programs()
+    for counts, wanted in zip(schedules_of, expected, strict=True):
+        layers = Layerwise(model, variables, images, batch_size=4, programs=programs)
+        assert np.array_equal(layers.outputs(family, counts), wanted)
+        assert len(programs) <= 4
+    assert programs.compiled > 12
 
 
 # From end to end ------------------------------------------------------------------------------------------------------
