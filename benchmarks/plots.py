@@ -31,11 +31,16 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, list[A
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
+#: Markers of life regression's variants.
+OF_LIFE = {"squeezed": "o", "squeezed in every layer": "D", "dropped": "v", "hard masks": "^"}
+
+
 def _look(name: str, place: int) -> dict[str, Any]:
     """Life regression in front, random patches as the line to beat, the others quiet but told apart."""
     if name.startswith((LIFE, "coverage")) or name == RECOMMENDED:
         color = ACCENT if name in (LIFE, f"{LIFE}, squeezed", "coverage lives, squeezed") else SECOND
-        return {"color": color, "marker": "o", "lw": 2.2, "ms": 7, "zorder": 4}
+        marker = OF_LIFE.get(name.partition(", ")[2], "s")
+        return {"color": color, "marker": marker, "lw": 2.2, "ms": 7, "zorder": 4}
     if name == "random":
         return {"color": INK, "marker": "x", "lw": 1.2, "ms": 6, "ls": "--", "zorder": 3}
     return {"color": COLORS[place % 20], "marker": MARKERS[place % len(MARKERS)], "lw": 0.9, "ms": 4.5, "zorder": 2}
