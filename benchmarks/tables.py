@@ -392,7 +392,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "papers tokens": lambda results: growth(results, "tokens"),
     "papers depth": lambda results: growth(results, "depth"),
     "speed methods": lambda results: throughput(results / "cpu_methods.json"),
-    "speed one core": lambda results: throughput(results / "cpu_methods_one_core.json"),
+    "speed few": lambda results: throughput(results / "cpu_methods_few.json"),
     "latency": lambda results: latency.tables(read_rows(results / "latency.jsonl")).strip(),
     "export speed": lambda results: read_text(results / "export_speed.md").strip(),
     "export matrix": lambda results: read_text(results / "export_matrix.md").strip(),
