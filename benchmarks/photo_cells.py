@@ -16,7 +16,7 @@ from benchmarks.study_cells import DISTILLED, HARD, REFERENCE, Cell, matched_opt
 
 HELD_OUT = "train[80%:]"
 COVERAGE = {"lives": "coverage", "squeeze": "mean"}
-#: The same share in every layer from the third on, as the search for budgets found on held-out training images.
+#: The same share in every layer from the third on; chosen on held-out training images (docs/budget.md).
 EVERY = COVERAGE | {"locations": tuple(range(3, 12))}
 BOTH = {"lives": "both", "squeeze": "mean"}
 #: Name on the page: method and the options that make it.

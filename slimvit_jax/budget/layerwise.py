@@ -27,8 +27,8 @@ from slimvit_jax.slimming import Slimming
 
 #: What the tokens after so many layers may take at most, over all schedules that are remembered.
 REMEMBERED = 1 << 30
-#: A process may map 65,530 pieces of memory on Linux by default, and a compiled program takes 10 to 30 of them.
-MOST_PROGRAMS = 1000
+#: A process may map 65,530 pieces of memory on Linux by default; a compiled program takes about 40 of them on a CPU.
+MOST_PROGRAMS = 800
 
 
 class Family(NamedTuple):
