@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.command import command_line, in_one_line, listed, read_rows, write_rows
-from benchmarks.results import table
+from benchmarks.results import NAMES, table
 from slimvit_jax import training
 from slimvit_jax.budget.bench import Bench
 from slimvit_jax.budget.cost import Clock, CostModel, measure
@@ -188,22 +188,81 @@ class Study:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """Markdown: every schedule on the held-out images, the best first, against the best made by hand."""
-    times = next((row["ms"] for row in rows if row["what"] == "times"), {})
-    held = [row for row in rows if row["what"].startswith("held/")]
-    held.sort(key=lambda row: float(np.mean(row["lost"])))
-    best = next((row for row in held if not row["shape"].startswith("found")), None)
+    """Markdown: every schedule on the held-out images, the best first, against the best made by hand.
+
+    Bold is what each calibration set would have chosen: of the methods searched on it, the one that disagreed least there.
+    """
+    times = next((row for row in rows if row["what"] == "times"), {"ms": {}, "asked": 0.0})
+    held, best, chosen = _held(rows), _best_by_hand(rows), [(row["family"], row["shape"]) for row in taken(rows)]
     cells = []
     for row in held:
-        lost = np.asarray(row["lost"]) / 1e6
-        gain = np.asarray(best["lost"]) / 1e6 - lost if best else lost
-        ms = times.get(f"{row['family']}/{row['shape']}")
+        own = _family(row["family"])
+        shape = f"**{row['shape']}**" if (row["family"], row["shape"]) in chosen else row["shape"]
+        ms = times["ms"].get(f"{row['family']}/{row['shape']}")
         accuracy = "—" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
-        line = [row["family"], row["shape"], f"{row['predicted_ms']:.1f}", "—" if ms is None else f"{ms:.1f}"]
-        line += [f"{lost.mean():.5f}", f"{gain.mean():+.5f} ± {gain.std() / len(gain) ** 0.5:.5f}", accuracy]
-        cells.append([*line, " ".join(map(str, row["counts"]))])
-    heads = ["method", "schedule", "predicted, ms", "measured, ms", "lost", "less than by hand", "top-1, %", "counts"]
-    return table(heads, cells, 2) + "\n"
+        line = [own, shape, "—" if ms is None else f"{ms:.1f}", f"{_lost(row).mean():.4f}"]
+        line += ["—" if row is best else _gain(best, row), accuracy, " ".join(map(str, row["counts"]))]
+        cells.append(line)
+    heads = ["method", "schedule", f"ms (asked: {times['asked']:.1f})", "lost", "less than by hand", "top-1, %"]
+    return table([*heads, "patches left of every layer"], cells, 2)
+
+
+def taken_tables(results: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Markdown: of every speed and calibration set what it would have chosen, and the mean over the sets.
+
+    Args:
+      results: rows of a file by the speed that was asked for.
+    """
+    cells = []
+    for speed, rows in results.items():
+        best, chosen = _best_by_hand(rows), taken(rows)
+        by_hand = _lost(best)
+        named = f"{_family(best['family'])}, {best['shape']}: {by_hand.mean():.4f}"
+        for row in chosen:
+            seed = row["shape"].removeprefix("found ")
+            cells.append([speed, seed, _family(row["family"]), f"{_lost(row).mean():.4f}", named, _gain(best, row)])
+        means = np.asarray([_lost(row).mean() for row in chosen])
+        spread = means.std(ddof=1)
+        mean = [f"{means.mean():.4f} ± {spread:.4f}", named, f"{by_hand.mean() - means.mean():+.4f} ± {spread:.4f}"]
+        cells.append([speed, "mean", "", *mean])
+    return table(["speed", "set", "method", "lost", "best by hand", "less than by hand"], cells, 3)
+
+
+def taken(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The held-out rows of what each calibration set would have chosen."""
+    searched: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["what"].startswith("search/"):
+            _, seed, name = row["what"].split("/", 2)
+            searched.setdefault(seed, {})[name] = row["disagreement"]
+    chosen = {(min(names, key=lambda name: names[name]), f"found {seed}") for seed, names in searched.items()}
+    found = [row for row in _held(rows) if (row["family"], row["shape"]) in chosen]
+    return sorted(found, key=lambda row: row["shape"])
+
+
+def _held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    held = [row for row in rows if row["what"].startswith("held/")]
+    return sorted(held, key=lambda row: float(np.mean(row["lost"])))
+
+
+def _best_by_hand(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in _held(rows) if not row["shape"].startswith("found"))
+
+
+def _lost(row: Mapping[str, Any]) -> np.ndarray:
+    """Of every held-out image; files have millionths."""
+    return np.asarray(row["lost"]) / 1e6
+
+
+def _gain(best: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    gain = _lost(best) - _lost(row)
+    return f"{gain.mean():+.4f} ± {gain.std() / len(gain) ** 0.5:.4f}"
+
+
+def _family(name: str) -> str:
+    """A family as the tables call it: ToMe, coverage."""
+    method = name.split(" ")[0]
+    return "coverage" if "lives=coverage" in name else NAMES.get(method, method)
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
@@ -213,17 +272,16 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     from slimvit_jax.reports.style import ACCENT, OF_DATA, QUIET, SECOND, log_scale, save
 
-    held = [row for row in rows if row["what"].startswith("held/")]
-    held.sort(key=lambda row: -float(np.mean(row["lost"])))
+    held = _held(rows)[::-1]
     with matplotlib.rc_context(OF_DATA):
         figure = Figure(figsize=(9.2, 0.8 + 0.32 * len(held)), layout="constrained")
         left, right = figure.subplots(1, 2)
         for place, row in enumerate(held):
-            lost = np.asarray(row["lost"]) / 1e6
+            lost = _lost(row)
             color = ACCENT if row["shape"].startswith("found") else SECOND if "life" in row["family"] else QUIET
             left.errorbar(lost.mean(), place, xerr=lost.std() / len(lost) ** 0.5, fmt="o", color=color, ms=5)
             right.step(range(len(row["counts"])), row["counts"], where="post", color=color, lw=1.6)
-        names = [f"{row['shape']}, {row['family'].split(' ')[0]}" for row in held]
+        names = [f"{row['shape']}, {_family(row['family'])}" for row in held]
         left.set_yticks(range(len(held)), names)
         log_scale(left.xaxis)
         left.set_title(f"disagreement on {len(held[0]['lost'])} held-out images")
@@ -260,7 +318,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Does what is not done yet."""
     ledger = Ledger(args.out, args.minutes)
     if args.table:
-        print(tables(ledger.rows), end="")
+        print(tables(ledger.rows))
         if args.picture:
             picture(ledger.rows, args.picture)
         return 0
@@ -269,7 +327,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     schedules = [*study.searches(), *study.by_hand()]
     study.held_out(schedules)
     study.timed(schedules)
-    print(tables(ledger.rows), end="")
+    print(tables(ledger.rows))
     return 0
 
 

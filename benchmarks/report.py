@@ -1,4 +1,4 @@
-"""Puts the tables of results/ into docs/results.md, docs/coverage.md and README.md, and draws their pictures.
+"""Puts the tables of results/ into pages of docs/ and README.md, and draws their pictures.
 
     python -m benchmarks.report [--results results] [--docs docs]
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        pages = [args.docs / f"{name}.md" for name in ("results", "coverage", "dense")]
+        pages = [args.docs / f"{name}.md" for name in ("results", "coverage", "dense", "budget")]
         for page in (*pages, args.docs.parent / "README.md"):
             write_text(page, filled(page.read_text(encoding="utf-8"), args.results))
             print(page)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import slimvit_jax as slim
-from benchmarks import fidelity, latency, resolution, saliency
+from benchmarks import budget, fidelity, latency, resolution, saliency
 from benchmarks import segmentation as probe
 from benchmarks.command import read_rows
 from benchmarks.paper_rows import ROUNDING, count, paper_rows, paper_speedup
@@ -358,6 +358,13 @@ def resolutions(results: Path) -> str:
     return table(header, rows, 3)
 
 
+def budget_sets(results: Path) -> str:
+    """What searches for counts found, at every speed that they were run at."""
+    files = {"1.5": "photos_150.jsonl", "1.9": "photos_190.jsonl"}
+    there = {speed: results / "budget" / name for speed, name in files.items() if (results / "budget" / name).exists()}
+    return budget.taken_tables({speed: read_rows(path) for speed, path in there.items()})
+
+
 def _compares_fills(row: Mapping[str, Any]) -> bool:
     return row["method"].split(",")[0] in ("coverage", "top-k", "random", "ToMe", "ATC")
 
@@ -386,6 +393,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "fidelity photos": lambda results: fidelity.tables(results / "fidelity" / "photos_val.jsonl"),
     "fidelity photos, training images": lambda results: fidelity.tables(results / "fidelity" / "photos_train.jsonl"),
     "fidelity fashion": lambda results: fidelity.tables(results / "fidelity" / "fashion_test.jsonl"),
+    "fidelity digits": lambda results: fidelity.tables(results / "fidelity" / "digits_test.jsonl"),
     "papers counts": counts,
     "papers speed": papers_speed,
     "papers training": training_steps,
@@ -393,6 +401,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "papers depth": lambda results: growth(results, "depth"),
     "speed methods": lambda results: throughput(results / "cpu_methods.json"),
     "speed few": lambda results: throughput(results / "cpu_methods_few.json"),
+    "budget 1.9": lambda results: budget.tables(read_rows(results / "budget" / "photos_190.jsonl")),
+    "budget sets": budget_sets,
     "latency": lambda results: latency.tables(read_rows(results / "latency.jsonl")).strip(),
     "export speed": lambda results: read_text(results / "export_speed.md").strip(),
     "export matrix": lambda results: read_text(results / "export_matrix.md").strip(),

@@ -13,7 +13,7 @@ from benchmarks.results import Stat, Study, difference, paired, table
 from slimvit_jax import training
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*(ROOT / "docs" / f"{name}.md" for name in ("results", "coverage", "dense")), ROOT / "README.md"]
+PAGES = [*(ROOT / "docs" / f"{name}.md" for name in ("results", "coverage", "dense", "budget")), ROOT / "README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
