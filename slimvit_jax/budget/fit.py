@@ -153,8 +153,8 @@ def tune(
     clock = Clock(batch_size, rounds, seconds)
     families = families_of(model, methods)
     images = _images(model, images)
-    if labels is not None and np.shape(labels) != (len(images),):
-        raise SlimError(f"{np.size(labels)} labels for {len(images)} images")
+    if labels is not None:
+        _check_labels(model, labels, len(images))
     few = np.linspace(0, len(images) - 1, min(SCREENED, len(images))).round().astype(int)
     small = Layerwise(model, variables, images[few])
     cost = measure(model, variables, clock, say)
@@ -237,6 +237,15 @@ def check_target(target_ms: Any, speedup: Any) -> float:
     if speedup is not None and number <= 1:
         raise SlimError(f"speedup={speedup!r} must be above 1: that is how many times faster than the dense model")
     return number
+
+
+def _check_labels(model: Any, labels: Any, count: int) -> None:
+    given = np.asarray(labels)
+    if given.shape != (count,):
+        raise SlimError(f"{given.size} labels for {count} images")
+    known = range(model.num_classes)
+    if model.num_classes and (wrong := [label for label in given.tolist() if label not in known]):
+        raise SlimError(f"labels hold {shown(wrong[0])}: this model has classes 0..{model.num_classes - 1}")
 
 
 def _images(model: Any, images: Any) -> np.ndarray:

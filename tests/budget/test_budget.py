@@ -270,6 +270,7 @@ def test_fit_budget_gives_options_that_meet_the_target(tmp_path):
         (dict(speedup=1.5, methods="avit"), "unknown method that needs no training 'avit'"),
         (dict(speedup=1.5, labels=[1]), "1 labels for 5 images"),
         (dict(speedup=1.5, labels=3), "1 labels for 5 images"),
+        (dict(speedup=1.5, labels=[0, 1, 2, -1, 99]), r"labels hold -1: this model has classes 0\.\."),
         (dict(speedup=1.5, images=np.zeros((5, 8, 8, 1))), "images of shape"),
         (dict(speedup=1.5, images=np.zeros((5, 24, 24, 1), np.uint8)), "images of uint8: floats are due"),
         (dict(speedup=1.5, images=["a.jpg", "b.jpg"]), "images of <U5: floats are due"),
