@@ -190,7 +190,7 @@ class Study:
 def tables(rows: list[dict[str, Any]]) -> str:
     """Markdown: every schedule on the held-out images, the best first, against the best made by hand.
 
-    Bold is what each calibration set would have chosen: of the methods searched on it, the one that disagreed least there.
+    Bold is what each calibration set would have chosen: of the methods searched on it, the one that disagreed least.
     """
     times = next((row for row in rows if row["what"] == "times"), {"ms": {}, "asked": 0.0})
     held, best, chosen = _held(rows), _best_by_hand(rows), [(row["family"], row["shape"]) for row in taken(rows)]

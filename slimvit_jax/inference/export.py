@@ -21,7 +21,6 @@ from slimvit_jax.files import atomic_path, write_text
 from slimvit_jax.images import Preprocess
 from slimvit_jax.keywords import checked
 from slimvit_jax.options import Count
-from slimvit_jax.text import option
 
 SUFFIXES = (".onnx", ".stablehlo")
 OUTPUTS = ("logits", "features", "tokens", "kept", "scores")
@@ -76,8 +75,8 @@ def export(
     Args:
       model: from create_model, or any that goes with `variables`.
       variables: its variables.
-      path: its suffix says what is written: .onnx (ONNX, opset 20; needs the extra: pip install 'slimvit-jax[onnx]') or
-        .stablehlo (`jax.export`). An earlier file is replaced.
+      path: its suffix says what is written: .onnx (ONNX, opset 20; needs the extra: pip install 'slimvit-jax[onnx]'),
+        which computes in float32 whatever the model's dtype, or .stablehlo (`jax.export`). An earlier file is replaced.
       batch_size: a fixed B, or None for any.
       outputs: what the file gives, in this order: "logits" (B, classes); "features" (B, D), what the classifier reads,
         also of models without one; "tokens" (B, P + n, D) after the final norm; "kept", (B, n) int32 per reduction,
@@ -93,6 +92,8 @@ def export(
     """
     path = Path(path)
     check_export(model, path, outputs, platforms)
+    if path.suffix == ".onnx":
+        model = model.clone(dtype="float32")
     metadata = describe(model, outputs, batch_size, preprocess, class_names)
     function = outputs_of(model, variables, outputs)
     count = batch_size or jax.export.symbolic_shape("batch")[0]
@@ -133,11 +134,6 @@ def check_export(model: Any, path: Path, outputs: Sequence[str], platforms: Sequ
         raise SlimError("num_classes=0: a model without classes has no logits to export; ask for the output 'features'")
     if "kept" in outputs and model.slim.merges:
         raise SlimError(f"method {model.slim.method!r} merges patches: there is no output 'kept'")
-    if path.suffix == ".onnx" and model.dtype != "float32":
-        raise SlimError(
-            f"dtype={model.dtype!r}: ONNX files are written in float32; make the model with"
-            f" {option('model', 'dtype', 'float32')}, its weights are the same"
-        )
 
 
 def describe(
