@@ -190,22 +190,25 @@ def measure(args: argparse.Namespace, name: str, side: int, batch: int) -> list[
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """Markdown: per cell and variant the milliseconds of every runner, and how much of the FLOPs ratio became speed."""
+    """Markdown, a line per cell: the dense model's milliseconds in every runner, and and the speed when slimmed."""
     from benchmarks.results import table
 
     runners = [r for r in RUNNERS if any(row["runner"] == r for row in rows)]
+    ours = [r for r in runners if any(row["runner"] == r and row["variant"] != "dense" for row in rows)]
     by_key = {(row["cell"], row["variant"], row["runner"]): row for row in rows}
+    text = lambda key, field, form: format(by_key[key][field], form) if key in by_key else "—"
     cells = []
-    for cell, variant in dict.fromkeys((row["cell"], row["variant"]) for row in rows):
-        found = [by_key.get((cell, variant, runner)) for runner in runners]
-        some = next(row for row in found if row)
-        times = ["—" if row is None else f"{row['ms']:,.1f}" for row in found]
-        ratios = ["—" if row is None or variant == "dense" else f"{row['speed_ratio']:.2f}" for row in found]
-        flops = "1" if variant == "dense" else f"{some['flops_ratio']:.2f}"
-        slimmed = [r for r, runner in zip(ratios, runners, strict=True) if runner not in ("timm", "compile")]
-        cells.append([some["model"], str(some["side"]), str(some["batch"]), variant, *times, flops, *slimmed])
-    ours = [f"{runner}, x dense" for runner in runners if runner not in ("timm", "compile")]
-    heads = ["model", "px", "batch", "keep rate", *(f"{runner}, ms" for runner in runners), "x fewer FLOPs", *ours]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    order = lambda row: (models.index(row["model"]), row["side"], row["batch"])
+    for row in sorted({row["cell"]: row for row in rows}.values(), key=order):
+        line = [row["model"], str(row["side"]), str(row["batch"])]
+        line += [text((row["cell"], "dense", runner), "ms", ",.1f") for runner in runners]
+        for rate in map(str, RATES):
+            line.append(text((row["cell"], rate, ours[0]), "flops_ratio", ".2f"))
+            line += [text((row["cell"], rate, runner), "speed_ratio", ".2f") for runner in ours]
+        cells.append(line)
+    heads = ["model", "px", "batch", *(f"{runner}, ms" for runner in runners)]
+    heads += [f"{rate}: {head}" for rate in RATES for head in ("x fewer FLOPs", *(f"x {runner}" for runner in ours))]
     machines = {f"{row['machine']['processor']}, {row['machine']['cores']} core(s)" for row in rows}
     dates = sorted(row["machine"]["date"][:10] for row in rows)
     return f"{table(heads, cells)}\n\n{'; '.join(sorted(machines))}; {dates[0]} to {dates[-1]}.\n"
