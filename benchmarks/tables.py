@@ -29,7 +29,8 @@ PAPER_TABLES = {
     "lvvit": "LV-ViT",
 }
 #: Groups of the study on Fashion-MNIST that ask one question each.
-QUESTIONS = ("training", "search", "schedule", "rates", "gradient", "initialisation", "gate", "temperature")
+QUESTIONS = ("training", "train_tokens", "search", "schedule", "rates", "gradient", "initialisation")
+QUESTIONS += ("gate", "temperature")
 RATES = (0.9, 0.8, 0.7, 0.5)
 AS_LONG = "dense, tuned as long"
 
