@@ -190,20 +190,19 @@ class Study:
 def tables(rows: list[dict[str, Any]]) -> str:
     """Markdown: every schedule on the held-out images, the best first, against the best made by hand.
 
-    Bold is what each calibration set would have chosen: of the methods searched on it, the one that disagreed least.
+    Bold is what some calibration set would have chosen, see `taken`.
     """
-    times = next((row for row in rows if row["what"] == "times"), {"ms": {}, "asked": 0.0})
-    held, best, chosen = _held(rows), _best_by_hand(rows), [(row["family"], row["shape"]) for row in taken(rows)]
+    times = next((row for row in rows if row["what"] == "times"), {"ms": {}})
+    held, best, chosen = _held(rows), _best_by_hand(rows), list(taken(rows).values())
     cells = []
     for row in held:
-        own = _family(row["family"])
-        shape = f"**{row['shape']}**" if (row["family"], row["shape"]) in chosen else row["shape"]
+        shape = f"**{row['shape']}**" if row in chosen else row["shape"]
         ms = times["ms"].get(f"{row['family']}/{row['shape']}")
         accuracy = "—" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
-        line = [own, shape, "—" if ms is None else f"{ms:.1f}", f"{_lost(row).mean():.4f}"]
-        line += ["—" if row is best else _gain(best, row), accuracy, " ".join(map(str, row["counts"]))]
-        cells.append(line)
-    heads = ["method", "schedule", f"ms (asked: {times['asked']:.1f})", "lost", "less than by hand", "top-1, %"]
+        line = [_family(row["family"]), shape, "—" if ms is None else f"{ms:.1f}", f"{_lost(row).mean():.4f}"]
+        cells.append([*line, _gain(best, row), accuracy, " ".join(map(str, row["counts"]))])
+    asked = f" (asked: {times['asked']:.1f})" if "asked" in times else ""
+    heads = ["method", "schedule", f"ms{asked}", "lost", "less than by hand", "top-1, %"]
     return table([*heads, "patches left of every layer"], cells, 2)
 
 
@@ -211,33 +210,43 @@ def taken_tables(results: Mapping[str, list[dict[str, Any]]]) -> str:
     """Markdown: of every speed and calibration set what it would have chosen, and the mean over the sets.
 
     Args:
-      results: rows of a file by the speed that was asked for.
+      results: rows of a whole file by the speed that was asked for.
     """
     cells = []
     for speed, rows in results.items():
         best, chosen = _best_by_hand(rows), taken(rows)
-        by_hand = _lost(best)
-        named = f"{_family(best['family'])}, {best['shape']}: {by_hand.mean():.4f}"
-        for row in chosen:
-            seed = row["shape"].removeprefix("found ")
-            cells.append([speed, seed, _family(row["family"]), f"{_lost(row).mean():.4f}", named, _gain(best, row)])
-        means = np.asarray([_lost(row).mean() for row in chosen])
+        assert best is not None
+        by_hand = _lost(best).mean()
+        named = f"{_family(best['family'])}, {best['shape']}: {by_hand:.4f}"
+        for seed, row in chosen.items():
+            what = f"{_family(row['family'])}, {row['shape'].removesuffix(f' {seed}')}"
+            cells.append([speed, seed, what, f"{_lost(row).mean():.4f}", named, _gain(best, row)])
+        means = np.asarray([_lost(row).mean() for row in chosen.values()])
         spread = means.std(ddof=1)
-        mean = [f"{means.mean():.4f} ± {spread:.4f}", named, f"{by_hand.mean() - means.mean():+.4f} ± {spread:.4f}"]
+        mean = [f"{means.mean():.4f} ± {spread:.4f}", named, f"{by_hand - means.mean():+.4f} ± {spread:.4f}"]
         cells.append([speed, "mean", "", *mean])
-    return table(["speed", "set", "method", "lost", "best by hand", "less than by hand"], cells, 3)
+    return table(["speed", "set", "taken", "lost", "best by hand", "less than by hand"], cells, 3)
 
 
-def taken(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The held-out rows of what each calibration set would have chosen."""
-    searched: dict[str, dict[str, float]] = {}
+def taken(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The held-out row of what each calibration set would have chosen, by the set's seed.
+
+    That is what disagreed least on the set: of every method what was found, or where the search had begun.
+    """
+    on_set: dict[str, dict[str, float]] = {}
     for row in rows:
         if row["what"].startswith("search/"):
             _, seed, name = row["what"].split("/", 2)
-            searched.setdefault(seed, {})[name] = row["disagreement"]
-    chosen = {(min(names, key=lambda name: names[name]), f"found {seed}") for seed, names in searched.items()}
-    found = [row for row in _held(rows) if (row["family"], row["shape"]) in chosen]
-    return sorted(found, key=lambda row: row["shape"])
+            ways = on_set.setdefault(seed, {})
+            ways[f"held/{name}/found {seed}"] = row["disagreement"]
+            ways[f"held/{name}/{row['start']}"] = row["disagreement"] + row["gain"][0]
+    held = {row["what"]: row for row in _held(rows)}
+    best = {seed: min(ways, key=lambda what, ways=ways: ways[what]) for seed, ways in on_set.items()}  # type: ignore[misc]
+    return {seed: held[what] for seed, what in sorted(best.items()) if what in held}
+
+
+def _searched(row: Mapping[str, Any]) -> bool:
+    return bool(row["shape"].startswith("found"))
 
 
 def _held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -245,8 +254,9 @@ def _held(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(held, key=lambda row: float(np.mean(row["lost"])))
 
 
-def _best_by_hand(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return next(row for row in _held(rows) if not row["shape"].startswith("found"))
+def _best_by_hand(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """None where no schedule made by hand was looked at yet."""
+    return next((row for row in _held(rows) if not _searched(row)), None)
 
 
 def _lost(row: Mapping[str, Any]) -> np.ndarray:
@@ -254,7 +264,9 @@ def _lost(row: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(row["lost"]) / 1e6
 
 
-def _gain(best: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _gain(best: Mapping[str, Any] | None, row: Mapping[str, Any]) -> str:
+    if best is None or row is best:
+        return "—"
     gain = _lost(best) - _lost(row)
     return f"{gain.mean():+.4f} ± {gain.std() / len(gain) ** 0.5:.4f}"
 
@@ -278,7 +290,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
         left, right = figure.subplots(1, 2)
         for place, row in enumerate(held):
             lost = _lost(row)
-            color = ACCENT if row["shape"].startswith("found") else SECOND if "life" in row["family"] else QUIET
+            color = ACCENT if _searched(row) else SECOND if "life" in row["family"] else QUIET
             left.errorbar(lost.mean(), place, xerr=lost.std() / len(lost) ** 0.5, fmt="o", color=color, ms=5)
             right.step(range(len(row["counts"])), row["counts"], where="post", color=color, lw=1.6)
         names = [f"{row['shape']}, {_family(row['family'])}" for row in held]

@@ -190,7 +190,7 @@ def measure(args: argparse.Namespace, name: str, side: int, batch: int) -> list[
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line per cell: the dense model's milliseconds in every runner, and and the speed when slimmed."""
+    """Markdown, a line per cell: the dense model's milliseconds in every runner, and the speed when slimmed."""
     from benchmarks.results import table
 
     runners = [r for r in RUNNERS if any(row["runner"] == r for row in rows)]
@@ -203,12 +203,13 @@ def tables(rows: list[dict[str, Any]]) -> str:
     for row in sorted({row["cell"]: row for row in rows}.values(), key=order):
         line = [row["model"], str(row["side"]), str(row["batch"])]
         line += [text((row["cell"], "dense", runner), "ms", ",.1f") for runner in runners]
-        for rate in map(str, RATES):
+        for rate in map(str, RATES if ours else ()):
             line.append(text((row["cell"], rate, ours[0]), "flops_ratio", ".2f"))
             line += [text((row["cell"], rate, runner), "speed_ratio", ".2f") for runner in ours]
         cells.append(line)
     heads = ["model", "px", "batch", *(f"{runner}, ms" for runner in runners)]
-    heads += [f"{rate}: {head}" for rate in RATES for head in ("x fewer FLOPs", *(f"x {runner}" for runner in ours))]
+    slimmed = ["x fewer FLOPs", *(f"x {runner}" for runner in ours)] if ours else []
+    heads += [f"{rate}: {head}" for rate in RATES for head in slimmed]
     machines = {f"{row['machine']['processor']}, {row['machine']['cores']} core(s)" for row in rows}
     dates = sorted(row["machine"]["date"][:10] for row in rows)
     return f"{table(heads, cells)}\n\n{'; '.join(sorted(machines))}; {dates[0]} to {dates[-1]}.\n"

@@ -21,6 +21,8 @@ from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Pages of docs/ with tables; README.md has one too.
+PAGES = ("results", "coverage", "dense", "budget")
 PLACE = re.compile(r"<!-- table: (.+?) -->\n(.*?)<!-- /table -->", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:,\d{3})*\.\d+")
 
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        pages = [args.docs / f"{name}.md" for name in ("results", "coverage", "dense", "budget")]
+        pages = [args.docs / f"{name}.md" for name in PAGES]
         for page in (*pages, args.docs.parent / "README.md"):
             write_text(page, filled(page.read_text(encoding="utf-8"), args.results))
             print(page)

@@ -29,8 +29,17 @@ PAPER_TABLES = {
     "lvvit": "LV-ViT",
 }
 #: Groups of the study on Fashion-MNIST that ask one question each.
-QUESTIONS = ("training", "train_tokens", "search", "schedule", "rates", "gradient", "initialisation")
-QUESTIONS += ("gate", "temperature")
+QUESTIONS = (
+    "training",
+    "train_tokens",
+    "search",
+    "schedule",
+    "rates",
+    "gradient",
+    "initialisation",
+    "gate",
+    "temperature",
+)
 RATES = (0.9, 0.8, 0.7, 0.5)
 AS_LONG = "dense, tuned as long"
 
@@ -362,8 +371,7 @@ def resolutions(results: Path) -> str:
 def budget_sets(results: Path) -> str:
     """What searches for counts found, at every speed that they were run at."""
     files = {"1.5": "photos_150.jsonl", "1.9": "photos_190.jsonl"}
-    there = {speed: results / "budget" / name for speed, name in files.items() if (results / "budget" / name).exists()}
-    return budget.taken_tables({speed: read_rows(path) for speed, path in there.items()})
+    return budget.taken_tables({speed: read_rows(results / "budget" / name) for speed, name in files.items()})
 
 
 def _compares_fills(row: Mapping[str, Any]) -> bool:

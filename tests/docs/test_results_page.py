@@ -8,12 +8,12 @@ import pytest
 from train_tools import shipped, tiny
 
 import slimvit_jax as slim
-from benchmarks import report, study_speed, tables
+from benchmarks import budget, report, study_speed, tables
 from benchmarks.results import Stat, Study, difference, paired, table
 from slimvit_jax import training
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*(ROOT / "docs" / f"{name}.md" for name in ("results", "coverage", "dense", "budget")), ROOT / "README.md"]
+PAGES = [*(ROOT / "docs" / f"{name}.md" for name in report.PAGES), ROOT / "README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -68,6 +68,31 @@ def test_methods_are_compared_image_by_image(tmp_path):
     assert lines[1] == "| top-k | 100.00 | +25.00 ± 25.00 | 2.00 | 1.50 | 1 |"
     assert lines[2] == "| random patches | 62.50 ± 17.68 | -12.50 ± 31.46 | 2.00 | — | 2 |"
     assert report.main(["--results", str(tmp_path), "--docs", str(tmp_path)]) == 2  # no page there
+
+
+def test_a_set_takes_what_disagrees_least_on_it():
+    """What was found is better on set 0 and worse on set 1, which keeps the schedule that its search began at."""
+
+    def held(shape: str, lost: int) -> dict:
+        facts = {"shape": shape, "accuracy": None, "counts": [4, 2], "lost": [lost, lost]}
+        return {"what": f"held/tome/{shape}", "family": "tome", **facts}
+
+    searched = lambda seed, disagreement, gain: {
+        **{"what": f"search/{seed}/tome", "start": "three drops"},
+        **{"disagreement": disagreement, "gain": [gain, 0.1]},
+    }
+    rows = [
+        searched(0, 0.2, 0.1),
+        searched(1, 0.4, -0.1),
+        {"what": "times", "ms": {"tome/three drops": 2.0}, "asked": 2.0},
+    ]
+    assert budget.tables(rows).count("\n") == 1, "nothing was looked at yet: the head alone"
+    rows += [held("found 0", 250_000), held("found 1", 400_000), held("three drops", 300_000)]
+    assert {seed: row["shape"] for seed, row in budget.taken(rows).items()} == {"0": "found 0", "1": "three drops"}
+    line = budget.tables(rows).splitlines()[2]
+    assert line == "| ToMe | **found 0** | — | 0.2500 | +0.0500 ± 0.0000 | — | 4 2 |"
+    mean = budget.taken_tables({"2": rows}).splitlines()[-1]
+    assert mean == "| 2 | mean |  | 0.2750 ± 0.0354 | ToMe, three drops: 0.3000 | +0.0250 ± 0.0354 |"
 
 
 def test_rules_on_numbers():
