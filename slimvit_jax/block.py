@@ -65,25 +65,27 @@ class Attention(nn.Module):
         query, key, value = self.heads(y)
         probe = {"inputs": y, "keys": key, "values": value}
         query, key = self.placed(query, key, positions)
+        receives = "received" in needs or ("class_attention" in needs and not self.class_token)
         if policy is not None:
             out = attention_ops.policy_attention(query, key, value, policy, log_weight=log_weight)
-        elif "attention" in needs or ("class_attention" in needs and not self.class_token):
-            # What a token receives is a mean over all queries: of the matrix, which is in memory anyway but in a fused
-            # kernel; such a kernel is done without in these layers, which are those that the method ranks in.
+        elif "attention" in needs:
             weights = attention_ops.attention_probabilities(query, key, log_weight=log_weight)
-            row = weights[:, :, 0] if self.class_token else attention_ops.received_attention(weights)
-            probe |= {"attention": weights, "class_attention": row}
-            out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+            probe |= {"attention": weights, "received": weights.mean(axis=2)}
+            out = attention_ops.weighted_values(weights, value)
+        elif receives:
+            # A mean over all queries needs every logit: a fused kernel is done without in these layers, which are
+            # those that the method ranks in.
+            out, probe["received"] = attention_ops.attention_and_received(query, key, value, log_weight=log_weight)
         else:
             out = attention_ops.attention(query, key, value, log_weight=log_weight, backend=self.backend)
-        if "class_attention" in needs and "class_attention" not in probe:
+        if receives and "received" not in probe:
+            probe["received"] = attention_ops.attention_and_received(query, key, value, log_weight=log_weight)[1]
+        if "class_attention" in needs:
             # One extra query row, so that a fused attention kernel stays usable for everything else.
             probe["class_attention"] = (
                 attention_ops.class_attention(query[:, :1], key, log_weight=log_weight)
                 if self.class_token
-                else attention_ops.received_attention(
-                    attention_ops.attention_probabilities(query, key, log_weight=log_weight)
-                )
+                else probe["received"]
             )
         return self.project(out, train), {name: probe[name] for name in needs}
 

@@ -195,12 +195,12 @@ class Slimming(Checked, kw_only=True):
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
         """What `after_attention` wants to see of this layer's attention.
 
-        Of "class_attention" (B, H, P + n), the softmaxed row of the class token, which costs one query row. Without
-        class token it is the attention that each token receives, the mean over all queries: the importance score of
-        learned token pruning (Kim et al. 2022, eq. 2; PoWER-BERT, Goyal et al. 2020, has the sum). That reads the whole
-        matrix of these layers and adds 1 / 2d of the additions that the attention has itself; only a fused kernel is
-        done without there. Further "keys" and "values" (B, P + n, H, D / H); "inputs" (B, P + n, D), the normalised
-        tokens that the attention reads; "attention" (B, H, P + n, P + n), which forces the slow form.
+        Of "class_attention" (B, H, P + n), the softmaxed row of the class token, which costs one query row; without
+        class token it is "received". "received" (B, H, P + n) is the attention that each token receives, the mean over
+        all queries: the importance score of learned token pruning (Kim et al. 2022, eq. 2; PoWER-BERT, Goyal et al.
+        2020, has the sum). It adds 1 / 2d of the additions that the attention has itself; only a fused kernel is done
+        without there. Further "keys" and "values" (B, P + n, H, D / H); "inputs" (B, P + n, D), the normalised tokens
+        that the attention reads; "attention" (B, H, P + n, P + n), the whole matrix, in memory at once.
         """
         return ()
 

@@ -119,6 +119,13 @@ def attention(
     return weighted_values(write, write.Softmax(_logits(write, q, k, log_weight, bias), axis=-1), v)
 
 
+def attention_and_received(
+    write: Writer, q: Value, k: Value, v: Value, *, log_weight: Value | None = None
+) -> list[Value]:
+    weights = attention_probabilities(write, q, k, log_weight=log_weight)
+    return [weighted_values(write, weights, v), write.ReduceMean(weights, write.ints(2), keepdims=0)]
+
+
 def attention_probabilities(write: Writer, q: Value, k: Value, *, log_weight: Value | None = None) -> Value:
     return write.Softmax(_logits(write, q, k, log_weight, None), axis=-1)
 
@@ -214,6 +221,7 @@ PIECES = {
         linear,
         split_heads,
         attention,
+        attention_and_received,
         attention_probabilities,
         weighted_values,
         top,

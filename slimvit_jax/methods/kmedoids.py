@@ -36,7 +36,7 @@ class KMedoids(Dropping, Clustering, kw_only=True):
     stay in their order. With equal_weight the release starts from one random token; here from the first one, so that
     results repeat. Imposed scores replace w.
 
-    Cost per location: n^2 D for the distances, and the layer before it needs its whole attention matrix, which rules
+    Cost per location: n^2 D for the distances, and the layer before it sums its attention over the queries, which rules
     out a fused kernel there. When: pruning that keeps diverse tokens, not only those the class token looks at.
 
     Attributes:
@@ -52,7 +52,7 @@ class KMedoids(Dropping, Clustering, kw_only=True):
     method = "kmedoids"
     facts = Facts(
         source="Marin et al. 2023, JoakimHaurum/TokenReduction",
-        cost="n² D per location, a whole attention matrix before it",
+        cost="n² D per location, the layer before it without a fused kernel",
         training_free=True,
         where="before",
     )
@@ -79,12 +79,13 @@ class KMedoids(Dropping, Clustering, kw_only=True):
         return self.with_squeeze_flops(distances)
 
     def needs(self, layer: int, train: bool) -> tuple[str, ...]:
-        return ("attention",) if self._drops_before(layer + 1) and not self.equal_weight else ()
+        return ("received",) if self._drops_before(layer + 1) and not self.equal_weight else ()
 
     def after_attention(self, tokens: Tokens, layer: int, probe: Probe, train: bool) -> Tokens:
-        if "attention" not in probe:
+        if "received" not in probe:
             return tokens
-        weight = probe["attention"].sum(axis=(1, 2))[:, tokens.prefix :]
+        received = probe["received"]  # means over the queries
+        weight = (received.sum(axis=1) * received.shape[-1])[:, tokens.prefix :]
         return tokens.remember(token_weight=jax.lax.stop_gradient(weight))
 
     def reduce(self, tokens: Tokens, stage: int, count: int, train: bool) -> Tokens:

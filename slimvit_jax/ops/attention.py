@@ -7,6 +7,9 @@ another order it moves itself.  Softmax and its sums are float32 whatever the co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -100,21 +103,48 @@ def attention(
         weight = None if log_weight is None else log_weight.astype(q.dtype)[:, None, None, :]
         return jax.nn.dot_product_attention(q, k, v, bias=weight, implementation="cudnn")
     q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-    at_once = _heads_at_once(q, k) if bias is None else None
+    out = _by_heads(_read, q, k, v, log_weight) if bias is None else _read(q, k, v, log_weight, bias)
+    return _heads_first(out)
+
+
+@piece
+def attention_and_received(q: Array, k: Array, v: Array, *, log_weight: Array | None = None) -> tuple[Array, Array]:
+    """`attention` by "xla", and how much each key is looked at.
+
+    Returns:
+      What the queries read, (B, Nq, H, D'), and the mean over queries of the softmax, float32 (B, H, Nk). Large images
+      go by groups of heads here too, so the whole matrix is never in memory.
+    """
+    q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+    out, received = _by_heads(_read_and_received, q, k, v, log_weight)
+    return _heads_first(out), received
+
+
+def _by_heads(read: Callable[..., Any], q: Array, k: Array, v: Array, log_weight: Array | None) -> Any:
+    """read(q, k, v, log_weight) of operands with their heads first, by groups of heads where the logits are large."""
+    at_once = _heads_at_once(q, k)
     if at_once is None:
-        return _heads_first(_read(q, k, v, log_weight, bias))
+        return read(q, k, v, log_weight)
     heads = [x.reshape(-1, 1, 1, *x.shape[2:]) for x in (q, k, v)]  # every head of every image by itself
     weight = None if log_weight is None else jnp.repeat(log_weight[:, None], q.shape[1], axis=0)
-    out = jax.lax.map(lambda head: _read(*head)[0, 0], (*heads, weight, bias), batch_size=at_once)
-    return _heads_first(out.reshape(*q.shape[:3], v.shape[-1]))
+    one = lambda head: jax.tree.map(lambda x: x[0, 0], read(*head))
+    found = jax.lax.map(one, (*heads, weight), batch_size=at_once)
+    return jax.tree.map(lambda x: x.reshape(*q.shape[:2], *x.shape[1:]), found)
 
 
-def _read(q: Array, k: Array, v: Array, log_weight: Array | None, bias: Array | None) -> Array:
+def _read(q: Array, k: Array, v: Array, log_weight: Array | None, bias: Array | None = None) -> Array:
     """What the queries read, (B, H, Nq, D'), of operands with their heads first."""
     weights = _shifted_exp(_logits(q, k, log_weight, bias))
     out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Dividing the (Nq, D) output by the row sums instead of the (Nq, Nk) weights saves a pass over the larger array.
     return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
+
+
+def _read_and_received(q: Array, k: Array, v: Array, log_weight: Array | None) -> tuple[Array, Array]:
+    """Likewise, and what the keys receive, (B, H, Nk): here the matrix is divided, since both are made of it."""
+    weights = jax.nn.softmax(_logits(q, k, log_weight))
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype), weights.mean(axis=2)
 
 
 def _heads_at_once(q: Array, k: Array) -> int | None:
@@ -157,11 +187,6 @@ def class_attention(q_row: Array, k: Array, *, log_weight: Array | None = None) 
       log_weight: None or float32 (B, Nk).
     """
     return attention_probabilities(q_row, k, log_weight=log_weight)[:, :, 0]
-
-
-def received_attention(weights: Array) -> Array:
-    """How much each key is looked at: the mean over all queries of (B, H, Nq, Nk) probabilities, (B, H, Nk)."""
-    return weights.mean(axis=2)
 
 
 def policy_attention(

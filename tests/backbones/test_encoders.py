@@ -15,7 +15,6 @@ from timm_reference import reference, torch
 import slimvit_jax as slim
 from slimvit_jax.convert import from_torch
 from slimvit_jax.methods import METHODS
-from slimvit_jax.ops import attention
 from slimvit_jax.ops.rotary import Rotary
 from slimvit_jax.tokens import Tokens
 
@@ -138,8 +137,6 @@ def test_methods_say_where_their_tokens_are(method):
 
 
 def test_what_a_patch_receives():
-    weights = jnp.asarray([[[[0.5, 0.5], [0.1, 0.9]]]])
-    np.testing.assert_allclose(attention.received_attention(weights), [[[0.3, 0.7]]])
     model = build("siglip", "topk")
     variables = random_variables(model)
     _, aux = run(model, variables)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from slimvit_jax.errors import SlimError
-from slimvit_jax.ops.attention import attention, attention_probabilities, class_attention, policy_attention
+from slimvit_jax.ops.attention import (
+    attention,
+    attention_and_received,
+    attention_probabilities,
+    class_attention,
+    policy_attention,
+)
 
 
 def _inputs(b=2, n=7, h=3, d=8, dtype=jnp.float32, seed=0):
@@ -42,17 +48,24 @@ def test_attention_values(weighted, batch):
     probabilities, out = _reference(q, k, v, log_weight)
     np.testing.assert_allclose(attention(q, k, v, log_weight=log_weight), out, atol=1e-6)
     np.testing.assert_allclose(attention_probabilities(q, k, log_weight=log_weight), probabilities, atol=1e-6)
+    both = attention_and_received(q, k, v, log_weight=log_weight)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), both, (out, probabilities.mean(axis=2)))
     row = class_attention(q[:, :1], k, log_weight=log_weight)
     np.testing.assert_allclose(row, probabilities[:, :, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("received", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_large_logits_are_computed_by_groups_of_heads(weighted):
+def test_large_logits_are_computed_by_groups_of_heads(weighted, received):
     """Four images of four heads and 520 tokens, 17 MiB of logits, in a loop; one image of them is done at once."""
     q, k, v, log_weight = _inputs(4, 520, 4, 4)
 
     def some(q, i):
-        return attention(q[i], k[i], v[i], log_weight=log_weight[i] if weighted else None)
+        weight = log_weight[i] if weighted else None
+        if not received:
+            return attention(q[i], k[i], v[i], log_weight=weight)
+        out, shares = attention_and_received(q[i], k[i], v[i], log_weight=weight)  # (B, N, H, D) and (B, H, N)
+        return jnp.concatenate([out, 20.0 * shares.swapaxes(1, 2)[..., None]], axis=-1)
 
     def loss(q, size):
         return sum(jnp.square(some(q, slice(n, n + size))).sum() for n in range(0, 4, size))
@@ -63,7 +76,7 @@ def test_large_logits_are_computed_by_groups_of_heads(weighted):
     assert looped == [False, True]
     one = [some(q, slice(n, n + 1)) for n in range(4)]
     np.testing.assert_allclose(some(q, slice(4)), jnp.concatenate(one), atol=1e-6)
-    np.testing.assert_allclose(jax.grad(loss)(q, 4), jax.grad(loss)(q, 1), atol=1e-5)
+    np.testing.assert_allclose(jax.grad(loss)(q, 4), jax.grad(loss)(q, 1), rtol=1e-5, atol=1e-5)
 
 
 def test_fewer_queries_than_keys():
