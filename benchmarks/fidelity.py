@@ -28,6 +28,7 @@ import numpy as np
 import slimvit_jax as slim
 from benchmarks.command import command_line, in_one_line, read_rows, write_rows
 from benchmarks.results import table
+from benchmarks.photo_cells import COVERAGE, EVERY
 from benchmarks.study_cells import LOCATIONS, REFERENCE, matched_options
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError
@@ -36,7 +37,6 @@ from slimvit_jax.inference.evaluate import measure_speed
 from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training import build
 
-COVERAGE = {"lives": "coverage", "squeeze": "mean"}
 RATES = (0.7, 0.5)
 TIMED = ("dense", "life regression, learned", "coverage, squeezed", "ToMe")
 
@@ -73,6 +73,7 @@ def all_cells(name: str, model: Mapping[str, Any]) -> Iterator[Cell]:
         merged = tuple(min(a - b, a // 2) for a, b in zip(learned, (*learned[1:], learned[-1]), strict=True))
         yield cell("coverage, squeezed", REFERENCE, life(**COVERAGE))
         yield cell("ToMe", "tome", matched("tome", rate, name))
+        yield cell("coverage, squeezed in every layer", REFERENCE, life(**EVERY))
         yield cell("random, squeezed", "random", matched("random", rate, name, squeeze="mean"))
         yield cell("coverage, dropped", REFERENCE, life(lives="coverage"))
         for order, called in (("greedy", "one by one"), ("parallel", "in two passes")):

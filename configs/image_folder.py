@@ -9,8 +9,7 @@ others.
 
     --config.model.name=vit_small_patch14_dinov2 --config.model.options.img_size=224
 
---config.stages.dense.trainable=head tunes the classifier alone. Models compute in bfloat16; a float32 model for an ONNX
-file is `slimvit export ... --set dtype=float32`.
+--config.stages.dense.trainable=head tunes the classifier alone. Models compute in bfloat16, an ONNX file in float32.
 
 DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, predictor and backbone in one
 stage, with what did better than the paper's training on Fashion-MNIST (docs/results.md): training masks the patches
