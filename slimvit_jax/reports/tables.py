@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,14 +44,21 @@ def show(*parts: Any) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, unit: str = "images", seconds: float = 30.0) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error over `total` units; yields a function of the number done so far.
 
-    Shows units/s and the time left. Nothing is drawn where standard error is no terminal.
+    Shows units/s and the time left. Where standard error is no terminal: a line, at most one every `seconds`.
     """
+    began = said = time.monotonic()
     with tqdm(total=total, desc=printable(title), unit=f" {unit}", leave=False, disable=None) as bar:
 
         def advance(done: int) -> None:
-            bar.update(min(done, total) - bar.n)
+            nonlocal said
+            done = min(done, total)
+            bar.update(done - bar.n)
+            now = time.monotonic()
+            if bar.disable and done and now - said >= seconds:
+                said, left = now, (now - began) / done * (total - done)
+                print(printable(f"{title}: {done}/{total} {unit}, {left:.0f} s left"), file=sys.stderr, flush=True)
 
         yield advance
