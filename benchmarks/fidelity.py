@@ -27,8 +27,8 @@ import numpy as np
 
 import slimvit_jax as slim
 from benchmarks.command import command_line, in_one_line, read_rows, write_rows
-from benchmarks.results import table
 from benchmarks.photo_cells import COVERAGE, EVERY
+from benchmarks.results import table
 from benchmarks.study_cells import LOCATIONS, REFERENCE, matched_options
 from slimvit_jax import training
 from slimvit_jax.errors import SlimError

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.results import Study
-from benchmarks.tables import TABLES, papers_rows, read, speeds
+from benchmarks.results import Study, read_json
+from benchmarks.study_tables import speeds
+from benchmarks.tables import TABLES, papers_rows
 from slimvit_jax.errors import SlimError, unknown
 from slimvit_jax.files import write_text
 
@@ -87,7 +88,7 @@ def draw(results: Path, folder: Path) -> list[Path]:
             drawn.append(plots.budgets(folder / f"{name}_budgets.png", study))
     if (results / "papers_cpu.json").exists():
         drawn.append(plots.speedups(folder / "papers_cpu_speedups.png", papers_rows(results)))
-        suite = read(results / "papers_cpu.json")
+        suite = read_json(results / "papers_cpu.json")
         drawn += [plots.growth(folder / f"papers_cpu_{key}.png", suite[key], key) for key in ("tokens", "depth")]
     return [path for path in drawn if path is not None]
 

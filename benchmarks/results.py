@@ -27,10 +27,13 @@ RECOMMENDED = "hard masks, single stage"
 WITH_LOGITS = "hard masks and distillation, single stage"
 ANY_BUDGET = "hard masks, distillation, sampled budgets, single stage"
 FITTED_GATE = "10, fitted to this model"
+#: On photographs: trained at rates drawn anew for every image, so that it counts as trained at each of them.
+ONE_FOR_ALL = "one for all budgets"
 #: What the page calls the methods.
 NAMES = {
     "dense": "dense, trained on",
     "life_regression": "life regression",
+    ONE_FOR_ALL: "life regression, squeezed, rates drawn",
     "random": "random patches",
     "topk": "top-k",
     "evit": "EViT",
@@ -130,7 +133,7 @@ class Study:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.facts: dict[str, Any] = _read(self.path / "study.json", json.loads)
+        self.facts: dict[str, Any] = read_json(self.path / "study.json")
         lines = self.path / "results.jsonl"
         self.rows: list[dict[str, Any]] = _read(lines, _lines) if lines.exists() else []
         for row in self.rows:
@@ -199,7 +202,7 @@ class Study:
         wanted = train_rate if keep_rate is None else keep_rate
         found = {}
         for row in self.of(group):
-            if (row["variant"], row["train_rate"]) != (variant, train_rate):
+            if row["variant"] != variant or train_rate not in _trained_at(row):
                 continue
             for outcome in row["evals"]:
                 if outcome["keep_rate"] == wanted and outcome.get("lives") in (None, lives):
@@ -214,7 +217,7 @@ class Study:
             np.unpackbits(np.frombuffer(bytes.fromhex(outcome["hits"]), np.uint8), count=outcome["examples"])
             for row in self.of(group)
             for outcome in row["evals"]
-            if (row["variant"], row["train_rate"]) == (variant, train_rate) and "hits" in outcome
+            if row["variant"] == variant and train_rate in _trained_at(row) and "hits" in outcome
             if outcome["keep_rate"] == (train_rate if keep_rate is None else keep_rate)
         ]
         return np.mean(found, axis=0) if found else None
@@ -222,6 +225,11 @@ class Study:
     def stat(self, *args: Any, **options: Any) -> Stat | None:
         """`by_seed` as one Stat; None where there is no run."""
         return pool(self.by_seed(*args, **options))
+
+
+def _trained_at(row: dict[str, Any]) -> set[float]:
+    """The keep rates that a run learned."""
+    return {outcome["keep_rate"] for outcome in row["evals"]} if row["variant"] == ONE_FOR_ALL else {row["train_rate"]}
 
 
 def paired(first: np.ndarray | None, second: np.ndarray | None) -> str:
@@ -241,6 +249,15 @@ def pool(results: dict[int, Stat]) -> Stat | None:
 
 def _lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+      SlimError: it is missing, or no JSON.
+    """
+    return _read(path, json.loads)
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:

@@ -6,20 +6,17 @@ written by a person around it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import slimvit_jax as slim
-from benchmarks import budget, fidelity, latency, resolution, saliency
+from benchmarks import budget, fidelity, latency, resolution, saliency, study_tables
 from benchmarks import segmentation as probe
 from benchmarks.command import read_rows
 from benchmarks.paper_rows import ROUNDING, count, paper_rows, paper_speedup
-from benchmarks.results import LIFE, RECOMMENDED, Stat, Study, difference, label, paired, pool, table
-from slimvit_jax.errors import SlimError
+from benchmarks.results import LIFE, Study, read_json, table
 from slimvit_jax.files import read_text
-from slimvit_jax.reports.report_text import paper_tables
 
 PAPER_TABLES = {
     "table1_deit": "Life regression, Table I",
@@ -28,193 +25,6 @@ PAPER_TABLES = {
     "sit": "SiT",
     "lvvit": "LV-ViT",
 }
-#: Groups of the study on Fashion-MNIST that ask one question each.
-QUESTIONS = (
-    "training",
-    "train_tokens",
-    "search",
-    "schedule",
-    "rates",
-    "gradient",
-    "initialisation",
-    "gate",
-    "temperature",
-)
-RATES = (0.9, 0.8, 0.7, 0.5)
-AS_LONG = "dense, tuned as long"
-
-
-def percent(stat: Stat | None) -> str:
-    """A cell of a table."""
-    return "—" if stat is None else stat.text()
-
-
-def read(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-      SlimError: it is missing, or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SlimError(f"{path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise SlimError(f"{path} is no JSON: {error}") from error
-
-
-def speeds(study: Study) -> dict[tuple[str, float], float]:
-    """(variant, keep rate) -> times as fast as the dense model; {} where it is not measured."""
-    path = study.path / "speed.json"
-    rows = read(path)["rows"] if path.exists() else []
-    return {(row.get("variant") or row["method"], row["keep_rate"]): row["speed_ratio"] for row in rows}
-
-
-def best_first(study: Study, group: str, rates: Sequence[float]) -> list[str]:
-    """Variants by their accuracy at the first rate, then at the next one."""
-    key = lambda name: [-(stat.mean if (stat := study.stat(group, name, rate)) else 0.0) for rate in rates]
-    return sorted((name for name in study.variants(group) if name != "dense"), key=key)
-
-
-def methods(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
-    """Accuracy of every variant at equal multiply-adds, the distance from dense, and the measured speed.
-
-    The distance is from the dense model tuned on for as long, image by image, where that is known; else from the one
-    before. On Fashion-MNIST with life regression as trained by RECOMMENDED too, which stands in another group there.
-    """
-    faster, start = speeds(study), study.facts["dense"]
-    before, dense = study.hits("untuned", "dense", 1.0), study.hits("main", "dense", 1.0)
-    blank = [paired(before, dense), "1.00", "1.00", "—"]
-    rows = [["dense, before", *[cell for _ in rates for cell in (percent(study.dense), *blank)]]]
-    for again in study.facts.get("dense_again", ()):
-        cells = [percent(Stat((again["dense"]["accuracy"],))), "—", *blank[1:]]
-        rows.append(["dense, trained again", *[cell for _ in rates for cell in cells]])
-    if dense is not None:
-        blank = ["—", "1.00", "1.00", str(len(study.by_seed("main", "dense", 1.0)))]
-        rows += [[AS_LONG, *[cell for _ in rates for cell in (percent(study.stat("main", "dense", 1.0)), *blank)]]]
-    dense = before if dense is None else dense
-    kinds = [("main", name, label(name)) for name in best_first(study, "main", rates)]
-    if study.by_seed("training", RECOMMENDED, rates[0]):
-        kinds.append(("training", RECOMMENDED, f"{label(LIFE)}, {RECOMMENDED}"))
-    first = {kind: study.stat(*kind[:2], rates[0]) for kind in kinds}
-    for kind in sorted(kinds, key=lambda kind: -(stat.mean if (stat := first[kind]) else 0.0)):
-        group, name, called = kind
-        cells = [f"**{called}**" if called.startswith(label(LIFE)) else called]
-        for rate in rates:
-            found = study.by_seed(group, name, rate)
-            gap = difference(found, dict.fromkeys(found, study.dense))
-            cells += [percent(pool(found))]
-            if dense is not None:
-                cells += [paired(study.hits(group, name, rate), dense)]
-            else:
-                cells += [gap.text() if gap else "—"]
-            flops = study.stat(group, name, rate, key="flops")
-            cells += [f"{start['flops'] / flops.mean:.2f}" if flops else "—"]
-            same = LIFE if name == RECOMMENDED else name  # trained otherwise, of the same speed
-            cells += [f"{faster[same, rate]:.2f}" if found and (same, rate) in faster else "—"]
-            cells += [str(len(found)) if found else "—"]
-        rows.append(cells)
-    heads = ("top-1, %", "minus dense", "x fewer multiply-adds", "x images/s", "seeds")
-    return table(["method", *[f"{rate:g}: {head}" for rate in rates for head in heads]], rows)
-
-
-def untuned(study: Study) -> str:
-    """Methods under the dense weights as they are; the distance from dense where the outcome per image is known."""
-    rates = [rate for rate in study.train_rates("untuned") if rate < 1]
-    order = [0.7, *[rate for rate in rates if rate != 0.7]]
-    dense, rows = study.hits("untuned", "dense", 1.0), []
-    for name in best_first(study, "untuned", order):
-        rows.append([label(name)])
-        for rate in rates:
-            rows[-1].append(percent(study.stat("untuned", name, rate)))
-            if dense is not None:
-                rows[-1].append(paired(study.hits("untuned", name, rate), dense))
-    heads = ("top-1, %",) if dense is None else ("top-1, %", "minus dense")
-    return table(["method", *[f"{rate:g}: {head}" for rate in rates for head in heads]], rows)
-
-
-def pairs(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
-    """Life regression by coverage, squeezed, minus every other variant, image by image."""
-    ours = {"untuned": "coverage lives, squeezed", "main": f"{LIFE}, squeezed"}
-    kinds = [(group, rate) for group in ours for rate in rates]
-    rows = []
-    for name in dict.fromkeys([*best_first(study, "main", rates), *best_first(study, "untuned", rates)]):
-        if name not in ours.values():
-            both = [(study.hits(group, ours[group], rate), study.hits(group, name, rate)) for group, rate in kinds]
-            rows.append([label(name), *[paired(own, other) for own, other in both]])
-    named = {"untuned": "untuned", "main": "tuned"}
-    return table(["life regression, squeezed, minus", *[f"{named[group]}, {rate:g}" for group, rate in kinds]], rows)
-
-
-def chosen(study: Study) -> str:
-    """Experiments judged on held-out training images."""
-    rate = study.train_rates("choose")[0]
-    dense = study.hits("choose", "dense", 1.0)
-    rows = []
-    for name in best_first(study, "choose", [rate]):
-        hits = study.hits("choose", name, rate)
-        rows.append([name, percent(study.stat("choose", name, rate)), paired(hits, dense)])
-    return table([f"training, at {rate:g}", "held out: top-1, %", "minus dense"], rows)
-
-
-def keep_rates(study: Study) -> str:
-    """Table III, ours and the paper's."""
-    theirs = paper_tables()["table3_keep_rate"]
-    rows = []
-    for rate in [rate for rate in RATES if study.by_seed("main", LIFE, rate)]:
-        found = study.by_seed("main", LIFE, rate)
-        gap = difference(found, dict.fromkeys(found, study.dense))
-        flops = study.stat("main", LIFE, rate, key="flops")
-        assert gap is not None and flops is not None
-        row = [f"{rate:g}", percent(pool(found)), gap.text(), f"{study.facts['dense']['flops'] / flops.mean:.2f}"]
-        if rate in theirs["keep_rate"]:
-            i = theirs["keep_rate"].index(rate)
-            printed = theirs["top1"][i] - theirs["top1"][0]
-            row += [f"{printed:+.1f}", f"{theirs['flops'][0] / theirs['flops'][i]:.2f}"]
-        else:
-            row += ["—", "—"]
-        rows.append(row)
-    header = ["keep rate", "top-1, %", "minus dense", "x fewer multiply-adds"]
-    return table([*header, "paper: minus dense", "paper: x fewer"], rows)
-
-
-def stages(study: Study) -> str:
-    """Table IV, ours and the paper's."""
-    theirs = paper_tables()["table4_stages"]
-    rows = []
-    for i, rate in enumerate(theirs["keep_rate"]):
-        single, two = (study.by_seed("stages", name, rate) for name in ("single stage", "two stages"))
-        gap = difference(two, single)
-        printed = theirs["two_top1"][i] - theirs["single_top1"][i]
-        rows.append([f"{rate:g}", percent(pool(single)), percent(pool(two)), gap.text() if gap else "—"])
-        rows[-1].append(f"{printed:+.1f}")
-    return table(["keep rate", "single stage, %", "two stages, %", "two - single", "paper: two - single"], rows)
-
-
-def questions(study: Study) -> str:
-    """Every question of the study, its variants best first."""
-    rows = []
-    for group in QUESTIONS:
-        for rate in study.train_rates(group):
-            for name in best_first(study, group, [rate]):
-                learned = study.by_seed(group, name, rate)
-                if learned:
-                    lead = difference(learned, study.by_seed(group, name, rate, lives="random"))
-                    rows.append([group, name, f"{rate:g}", percent(pool(learned)), lead.text() if lead else "—"])
-    return table(["question", "variant", "keep rate", "top-1, %", "learned minus random lives"], rows, 2)
-
-
-def budgets(study: Study) -> str:
-    """One set of weights at other keep rates than the one trained at."""
-    rows = []
-    for group in ("main", "training"):
-        for name in study.variants(group):
-            for rate in study.train_rates(group):
-                found = {r: study.stat(group, name, rate, keep_rate=r) for r in RATES}
-                if sum(stat is not None for stat in found.values()) > 1:
-                    cells = [f"**{s.text()}**" if r == rate and s else percent(s) for r, s in found.items()]
-                    rows.append([label(name), f"{rate:g}", *cells])
-    return table(["weights", "trained at", *[f"at {rate:g}, %" for rate in RATES]], rows, 2)
 
 
 def counts(results: Path) -> str:
@@ -235,7 +45,7 @@ def counts(results: Path) -> str:
 
 def _suite(results: Path) -> list[tuple[Any, Any, float, Any]]:
     """(row of a paper's table, its measurement, ratio of multiply-adds, timm's measurement) of what was measured."""
-    entries = read(results / "papers_cpu.json")["throughput"]
+    entries = read_json(results / "papers_cpu.json")["throughput"]
     dense = {entry["model"]: entry for entry in entries if entry["name"] == "dense"}
     timm = {entry["model"]: entry for entry in entries if entry["name"] == "timm"}
     where = {tuple(named): entry for entry in entries for named in entry.get("rows", ())}
@@ -271,7 +81,7 @@ def papers_rows(results: Path) -> list[tuple[str, float | None, float, float]]:
 def throughput(path: Path) -> str:
     """A file of benchmarks.throughput: speed against dense beside the ratio of multiply-adds."""
     rows = []
-    for entry in read(path)["throughput"]:
+    for entry in read_json(path)["throughput"]:
         cells = [entry["model"], entry["name"], str(entry["batch"]), f"{entry['images_per_second']:,.1f}"]
         fewer, quotient = entry.get("flops_ratio"), entry.get("quotient")
         cells += [f"{entry['speed_ratio']:.2f}", f"{fewer:.2f}" if fewer else "—"]
@@ -282,7 +92,7 @@ def throughput(path: Path) -> str:
 
 def growth(results: Path, key: str) -> str:
     """Speed with the number of tokens or layers."""
-    found = read(results / "papers_cpu.json")[key]
+    found = read_json(results / "papers_cpu.json")[key]
     dense = {row[key]: row for row in found if row["name"] == "dense"}
     rows = [
         [str(row[key]), row["name"], f"{row['images_per_second']:,.1f}", f"{row['speed_ratio']:.2f}"]
@@ -297,25 +107,9 @@ def training_steps(results: Path) -> str:
     rows = [
         [row["model"], row["name"], str(row["batch"]), f"{1000 * row['seconds']:,.0f}"]
         + [f"{1 / row['speed_ratio']:.2f}", f"{row['memory']['per_image'] / 1e6:,.1f}"]
-        for row in read(results / "papers_cpu.json")["training"]
+        for row in read_json(results / "papers_cpu.json")["training"]
     ]
     return table(["model", "step", "batch", "ms", "x the dense step's time", "MB/image"], rows, 2)
-
-
-def short(study: Study, other: Study) -> str:
-    """README's one table: the photographs' main comparison, Fashion-MNIST's figures in the last columns."""
-    faster, longer, rows = speeds(study), study.stat("main", "dense", 1.0), []
-    if longer is not None:
-        rows = [[AS_LONG, *(2 * [percent(longer), "1.00"]), *(2 * [percent(other.stat("main", "dense", 1.0))])]]
-    for name in best_first(study, "main", (0.7, 0.5)):
-        cells = [f"**{label(name)}**" if name.startswith(LIFE) else label(name)]
-        for rate in (0.7, 0.5):
-            stat = study.stat("main", name, rate)
-            cells += [percent(stat), f"{faster[name, rate]:.2f}" if (name, rate) in faster else "—"]
-        second = ("training", RECOMMENDED) if name == f"{LIFE}, hard masks" else ("main", name)
-        rows.append([*cells, *[percent(other.stat(*second, rate)) for rate in (0.7, 0.5)]])
-    header = ["method", "0.7: top-1, %", "x images/s", "0.5: top-1, %", "x images/s"]
-    return table([*header, "Fashion-MNIST 0.7", "0.5"], rows)
 
 
 def dense_head(results: Path, shown: Callable[[Mapping[str, Any]], bool]) -> str:
@@ -323,7 +117,7 @@ def dense_head(results: Path, shown: Callable[[Mapping[str, Any]], bool]) -> str
     rows = [
         [row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}", f"{row['mae']:.3f} ± {row['mae_stderr']:.3f}"]
         + [f"{row['iou']:.2f} ± {row['iou_stderr']:.2f}"]
-        for row in sorted(read(results / "saliency.json")["rows"], key=lambda row: (-row["rate"], row["mae"]))
+        for row in sorted(read_json(results / "saliency.json")["rows"], key=lambda row: (-row["rate"], row["mae"]))
         if shown(row)
     ]
     header = ["method", "keep rate", "share of the multiply-adds", "mean absolute error", "IoU at 0.5"]
@@ -333,7 +127,7 @@ def dense_head(results: Path, shown: Callable[[Mapping[str, Any]], bool]) -> str
 def segmentation(results: Path) -> str:
     """The linear probe's mIoU on slimmed features."""
     rows = []
-    for row in probe.in_order(read(results / "segmentation.json")["rows"]):
+    for row in probe.in_order(read_json(results / "segmentation.json")["rows"]):
         of_tasks = [cell for task in ("kinds", "objects") for cell in probe.cells(row, task)]
         rows.append([row["method"], f"{row['rate']:g}", f"{row['flops_share']:.2f}", *of_tasks])
     columns = ["kinds: mIoU, %", "less dense", "objects: mIoU, %", "less dense"]
@@ -352,7 +146,7 @@ def own_parts(results: Path) -> str:
 
 def resolutions(results: Path) -> str:
     """What larger images cost, of the methods that were measured at every size."""
-    found = read(results / "resolution.json")["rows"]
+    found = read_json(results / "resolution.json")["rows"]
     at = {(row["side"], row["method"]): row for row in found}
     sides = sorted({row["side"] for row in found})
     methods = [name for name in resolution.METHODS if all((side, name) in at for side in sides)]
@@ -383,22 +177,22 @@ def _of(folder: str, make: Callable[[Study], str]) -> Callable[[Path], str]:
 
 
 TABLES: Mapping[str, Callable[[Path], str]] = {
-    "photos methods": _of("study_photos", methods),
-    "photos untuned": _of("study_photos", untuned),
-    "photos pairs": _of("study_photos", pairs),
-    "photos choices": _of("study_photos", chosen),
-    "photos short": lambda results: short(Study(results / "study_photos"), Study(results / "study_micro")),
+    "photos methods": _of("study_photos", study_tables.methods),
+    "photos untuned": _of("study_photos", study_tables.untuned),
+    "photos pairs": _of("study_photos", study_tables.pairs),
+    "photos choices": _of("study_photos", study_tables.chosen),
+    "photos short": lambda results: study_tables.short(Study(results / "study_photos"), Study(results / "study_micro")),
     "photos dense head": lambda results: dense_head(results, lambda row: row["method"] not in saliency.OF_FILLS),
     "fills": lambda results: dense_head(results, lambda row: row["rate"] in (0.7, 0.5) and _compares_fills(row)),
     "segmentation": segmentation,
     "resolution": resolutions,
     "own parts": own_parts,
-    "fashion methods": _of("study_micro", methods),
-    "fashion untuned": _of("study_micro", untuned),
-    "fashion keep rates": _of("study_micro", keep_rates),
-    "fashion stages": _of("study_micro", stages),
-    "fashion questions": _of("study_micro", questions),
-    "fashion budgets": _of("study_micro", budgets),
+    "fashion methods": _of("study_micro", study_tables.methods),
+    "fashion untuned": _of("study_micro", study_tables.untuned),
+    "fashion keep rates": _of("study_micro", study_tables.keep_rates),
+    "fashion stages": _of("study_micro", study_tables.stages),
+    "fashion questions": _of("study_micro", study_tables.questions),
+    "fashion budgets": _of("study_micro", study_tables.budgets),
     "fidelity photos": lambda results: fidelity.tables(results / "fidelity" / "photos_val.jsonl"),
     "fidelity photos, training images": lambda results: fidelity.tables(results / "fidelity" / "photos_train.jsonl"),
     "fidelity fashion": lambda results: fidelity.tables(results / "fidelity" / "fashion_test.jsonl"),

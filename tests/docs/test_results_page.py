@@ -8,7 +8,7 @@ import pytest
 from train_tools import shipped, tiny
 
 import slimvit_jax as slim
-from benchmarks import budget, report, study_speed, tables
+from benchmarks import budget, report, study_speed, study_tables
 from benchmarks.results import Stat, Study, difference, paired, table
 from slimvit_jax import training
 
@@ -63,11 +63,30 @@ def test_methods_are_compared_image_by_image(tmp_path):
     ]
     folder = make_study(tmp_path / "study_made", rows)
     (folder / "speed.json").write_text('{"rows": [{"variant": "topk", "keep_rate": 0.5, "speed_ratio": 1.5}]}')
-    lines = tables.methods(Study(folder), rates=(0.5,)).splitlines()[2:]
+    lines = study_tables.methods(Study(folder), rates=(0.5,)).splitlines()[2:]
     assert lines[0] == "| dense, before | 75.00 | — | 1.00 | 1.00 | — |"
     assert lines[1] == "| top-k | 100.00 | +25.00 ± 25.00 | 2.00 | 1.50 | 1 |"
     assert lines[2] == "| random patches | 62.50 ± 17.68 | -12.50 ± 31.46 | 2.00 | — | 2 |"
     assert report.main(["--results", str(tmp_path), "--docs", str(tmp_path)]) == 2  # no page there
+
+
+def test_a_run_whose_rates_are_drawn_counts_at_each_of_them(tmp_path):
+    """Any other run that is evaluated at more rates counts at the one it was trained at."""
+    rows = []
+    for variant in ("one for all budgets", "life_regression"):
+        rows.append(make_row("main", variant, "life_regression", 0.5, 0, [1, 0, 0, 0]))
+        rows[-1]["evals"] += make_row("main", variant, "life_regression", 0.7, 0, [1, 1, 0, 0])["evals"]
+    folder = make_study(tmp_path / "study_made", rows)
+    (folder / "speed.json").write_text(
+        '{"rows": [{"variant": "life_regression, squeezed", "keep_rate": 0.7, "speed_ratio": 1.25}]}'
+    )
+    study = Study(folder)
+    drawn, fixed = (f"**life regression{more}**" for more in (", squeezed, rates drawn", ""))
+    lines = study_tables.methods(study, rates=(0.7, 0.5)).splitlines()[-2:]
+    assert lines[0] == f"| {drawn} | 50.00 | -25.00 | 1.43 | 1.25 | 1 | 25.00 | -50.00 | 2.00 | — | 1 |"
+    assert lines[1] == f"| {fixed} | — | — | — | — | — | 25.00 | -50.00 | 2.00 | — | 1 |"
+    assert study.hits("main", "one for all budgets", 0.7) is not None
+    assert study.hits("main", "life_regression", 0.7) is None
 
 
 def test_a_set_takes_what_disagrees_least_on_it():
