@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.results import ANY_BUDGET, LIFE, RECOMMENDED, Study, label, pool
+from benchmarks.results import ANY_BUDGET, LIFE, ONE_FOR_ALL, RECOMMENDED, Study, label, pool
 from slimvit_jax.files import atomic_path
 from slimvit_jax.reports.style import ACCENT, INK, QUIET, SECOND, STYLE
 
@@ -37,9 +37,9 @@ OF_LIFE = {"squeezed": "o", "squeezed in every layer": "D", "dropped": "v", "har
 
 def _look(name: str, place: int) -> dict[str, Any]:
     """Life regression in front, random patches as the line to beat, the others quiet but told apart."""
-    if name.startswith((LIFE, "coverage")) or name == RECOMMENDED:
+    if name.startswith((LIFE, "coverage")) or name in (RECOMMENDED, ONE_FOR_ALL):
         color = ACCENT if name in (LIFE, f"{LIFE}, squeezed", "coverage lives, squeezed") else SECOND
-        marker = OF_LIFE.get(name.partition(", ")[2], "s")
+        marker = "P" if name == ONE_FOR_ALL else OF_LIFE.get(name.partition(", ")[2], "s")
         return {"color": color, "marker": marker, "lw": 2.2, "ms": 7, "zorder": 4}
     if name == "random":
         return {"color": INK, "marker": "x", "lw": 1.2, "ms": 6, "ls": "--", "zorder": 3}
@@ -71,7 +71,7 @@ def accuracy(
                 top1, flops = study.stat(group, name, rate), study.stat(group, name, rate, key="flops")
                 if rate == 1 or top1 is None or flops is None:
                     continue
-                x = flops.mean / 1e6 if speed is None else speed.get((LIFE if name == RECOMMENDED else name, rate))
+                x = flops.mean / 1e6 if speed is None else speed.get((name, rate))
                 if x is None:
                     continue
                 if 100 * top1.mean < start - FAR:
@@ -81,18 +81,18 @@ def accuracy(
             if points or far:
                 x, y, spread = zip(*points, strict=True) if points else ((), (), ())
                 called = f"life regression,\n{name}" if name == RECOMMENDED else label(name)
-                bars = (
-                    spread if name.startswith((LIFE, "random", RECOMMENDED)) else None
-                )  # of all they would hide the lines
+                shown = (LIFE, "random", RECOMMENDED, ONE_FOR_ALL)  # bars of all would hide the lines
+                bars = spread if name.startswith(shown) else None
                 axis.errorbar(x, y, bars, elinewidth=0.8, capsize=2, label=called + far, **_look(name, place))
                 drawn += 1
         if not drawn:
             return None
-        axis.plot(study.facts["dense"]["flops"] / 1e6 if speed is None else 1.0, start, "*", color=INK, ms=13)
         axis.axhline(start, color=INK, lw=0.8, ls=":", label="dense, before")
-        longer = study.stat("main", "dense", 1.0)
-        if longer is not None and groups[0] == "main":
+        longer = study.stat("main", "dense", 1.0) if groups[0] == "main" else None
+        if longer is not None:
             axis.axhline(100 * longer.mean, color=INK, lw=0.8, ls="--", label="dense, tuned as long")
+        end = start if longer is None else 100 * longer.mean
+        axis.plot(study.facts["dense"]["flops"] / 1e6 if speed is None else 1.0, end, "*", color=INK, ms=13)
         axis.set_xlabel("multiply-adds, M" if speed is None else "measured speed-up over the dense model")
         axis.set_ylabel("top-1, %")
         axis.set_title(f"{study.scale}, {' and '.join(groups)}: means over seeds; bars are their spread")

@@ -33,7 +33,7 @@ QUESTIONS = (
 )
 RATES = (0.9, 0.8, 0.7, 0.5)
 AS_LONG = "dense, tuned as long"
-#: Variants that are trained in another way and infer alike: of the same speed.
+#: Variant: the one whose speed it has.
 SAME_SPEED = {RECOMMENDED: LIFE, ONE_FOR_ALL: f"{LIFE}, squeezed"}
 
 
@@ -43,10 +43,15 @@ def percent(stat: Stat | None) -> str:
 
 
 def speeds(study: Study) -> dict[tuple[str, float], float]:
-    """(variant, keep rate) -> times as fast as the dense model; {} where it is not measured."""
+    """(variant, keep rate) -> times as fast as the dense model; {} where it is not measured.
+
+    Variants that are trained in another way and infer alike have the same speed.
+    """
     path = study.path / "speed.json"
     rows = read_json(path)["rows"] if path.exists() else []
-    return {(row.get("variant") or row["method"], row["keep_rate"]): row["speed_ratio"] for row in rows}
+    found = {(row.get("variant") or row["method"], row["keep_rate"]): row["speed_ratio"] for row in rows}
+    alike = {(name, rate): found[same, rate] for name, same in SAME_SPEED.items() for n, rate in found if n == same}
+    return alike | found
 
 
 def bold(called: str) -> str:
@@ -97,7 +102,7 @@ def methods(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
                 cells += [gap.text() if gap else "—"]
             flops = study.stat(group, name, rate, key="flops")
             cells += [f"{start['flops'] / flops.mean:.2f}" if flops else "—"]
-            speed = faster.get((SAME_SPEED.get(name, name), rate))
+            speed = faster.get((name, rate))
             cells += [f"{speed:.2f}" if found and speed else "—"]
             cells += [str(len(found)) if found else "—"]
         rows.append(cells)
@@ -213,7 +218,7 @@ def short(study: Study, other: Study) -> str:
     for name in best_first(study, "main", (0.7, 0.5)):
         cells = [bold(label(name))]
         for rate in (0.7, 0.5):
-            speed = faster.get((SAME_SPEED.get(name, name), rate))
+            speed = faster.get((name, rate))
             cells += [percent(study.stat("main", name, rate)), f"{speed:.2f}" if speed else "—"]
         second = ("training", RECOMMENDED) if name == f"{LIFE}, hard masks" else ("main", name)
         rows.append([*cells, *[percent(other.stat(*second, rate)) for rate in (0.7, 0.5)]])

@@ -66,11 +66,12 @@ class Attention(nn.Module):
         probe = {"inputs": y, "keys": key, "values": value}
         query, key = self.placed(query, key, positions)
         receives = "received" in needs or ("class_attention" in needs and not self.class_token)
+        if "attention" in needs:
+            weights = attention_ops.attention_probabilities(query, key, log_weight=log_weight)
+            probe |= {"attention": weights, "received": weights.mean(axis=2)}
         if policy is not None:
             out = attention_ops.policy_attention(query, key, value, policy, log_weight=log_weight)
         elif "attention" in needs:
-            weights = attention_ops.attention_probabilities(query, key, log_weight=log_weight)
-            probe |= {"attention": weights, "received": weights.mean(axis=2)}
             out = attention_ops.weighted_values(weights, value)
         elif receives:
             # A mean over all queries needs every logit: a fused kernel is done without in these layers, which are

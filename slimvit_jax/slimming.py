@@ -200,7 +200,8 @@ class Slimming(Checked, kw_only=True):
         all queries: the importance score of learned token pruning (Kim et al. 2022, eq. 2; PoWER-BERT, Goyal et al.
         2020, has the sum). It adds 1 / 2d of the additions that the attention has itself; only a fused kernel is done
         without there. Further "keys" and "values" (B, P + n, H, D / H); "inputs" (B, P + n, D), the normalised tokens
-        that the attention reads; "attention" (B, H, P + n, P + n), the whole matrix, in memory at once.
+        that the attention reads; "attention" (B, H, P + n, P + n), the whole matrix, in memory at once. All of them are
+        without a policy of training (`Tokens.policy`), so that what it hides is seen too.
         """
         return ()
 
