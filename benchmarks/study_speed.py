@@ -1,6 +1,6 @@
 """How fast the study's models are: every method at every keep rate, in turns with the dense model.
 
-    python -m benchmarks.study_speed results/study_micro [--batch 64] [--rounds 9]
+    python -m benchmarks.study_speed results/study_micro [--batch 64] [--rounds 9] [--groups main] [--rates 0.7 0.5]
 
 Reads which models there are from the folder's results.jsonl and writes speed.json beside it, anew after each keep rate.
 Weights are random: speed does not depend on them. What counts is the ratio to the dense model of the same rounds.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,33 +18,40 @@ import numpy as np
 from benchmarks.command import command_line, in_one_line
 from benchmarks.results import Study
 from slimvit_jax import SlimError, create_model, flops
+from slimvit_jax.errors import unknown
 from slimvit_jax.files import write_json
 from slimvit_jax.inference.evaluate import measure_speed
 from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training.build import init_variables
 
 
-def models_at(study: Study, rate: float) -> dict[str, Any]:
-    """The dense model, and that of every variant at this keep rate, tuned or not."""
+def models_at(study: Study, rate: float, groups: Sequence[str]) -> dict[str, Any]:
+    """The dense model, and that of every variant at this keep rate; equal ones are one object."""
     name, options = study.config("model.name"), study.model_options()
     models = {"dense": create_model(name, **options)}
-    for row in [*study.of("main"), *study.of("untuned")]:
+    made: dict[str, Any] = {}
+    for row in [row for group in groups for row in study.of(group)]:
         if row["train_rate"] == rate and row["variant"] not in models:
-            models[row["variant"]] = create_model(name, method=row["method"], **options, **row["options"])
+            same = repr((row["method"], sorted(row["options"].items())))
+            if same not in made:
+                made[same] = create_model(name, method=row["method"], **options, **row["options"])
+            models[row["variant"]] = made[same]
     return models
 
 
-def measure(study: Study, rate: float, batch: int, rounds: int) -> list[dict[str, Any]]:
+def measure(study: Study, rate: float, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one keep rate."""
-    models = models_at(study, rate)
-    speeds = measure_speed({name: (m, init_variables(m, 0)) for name, m in models.items()}, batch, rounds=rounds)
-    dense = speeds["dense"].seconds
-    return [
-        {"variant": name, "keep_rate": rate, "flops": flops(models[name]).total, "wall": list(speed.seconds)}
-        | {"images_per_second": speed.images_per_second}
-        | {"speed_ratio": float(np.median(np.divide(dense, speed.seconds)))}
-        for name, speed in speeds.items()
-    ]
+    models = models_at(study, rate, args.groups)
+    once = {id(model): (model, init_variables(model, 0)) for model in models.values()}
+    speeds = measure_speed({str(key): pair for key, pair in once.items()}, args.batch, rounds=args.rounds)
+    dense = speeds[str(id(models["dense"]))].seconds
+    rows = []
+    for name, model in models.items():
+        speed = speeds[str(id(model))]
+        row = {"variant": name, "keep_rate": rate, "flops": flops(model).total, "wall": list(speed.seconds)}
+        row["images_per_second"] = speed.images_per_second
+        rows.append(row | {"speed_ratio": float(np.median(np.divide(dense, speed.seconds)))})
+    return rows
 
 
 @in_one_line
@@ -53,15 +61,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", help="of a study")
     parser.add_argument("--batch", type=int, default=64, metavar="B")
     parser.add_argument("--rounds", type=int, default=9, metavar="N")
+    parser.add_argument("--groups", nargs="+", default=["main", "untuned"], choices=("main", "untuned"))
+    parser.add_argument("--rates", nargs="+", type=float, metavar="R", help="keep rates (default: all that there are)")
     args = parser.parse_args(argv)
     study = Study(args.folder)
-    rates = sorted({*study.train_rates("main"), *study.train_rates("untuned")} - {1.0}, reverse=True)
+    rates = sorted({rate for group in args.groups for rate in study.train_rates(group)} - {1.0}, reverse=True)
     if not rates:
         raise SlimError(f"{args.folder}: no finished run yet")
+    for rate in args.rates or ():
+        if rate not in rates:
+            raise unknown("keep rate", f"{rate:g}", [f"{known:g}" for known in rates])
     command = command_line("study_speed", argv)
     result: dict[str, Any] = {"command": command, "machine": describe_machine(), "batch": args.batch, "rows": []}
-    for rate in rates:
-        result["rows"] += measure(study, rate, args.batch, args.rounds)
+    for rate in args.rates or rates:
+        result["rows"] += measure(study, rate, args)
         write_json(study.path / "speed.json", result)
         for row in result["rows"]:
             if row["keep_rate"] == rate:
