@@ -215,7 +215,7 @@ class _Measurement:
         life = facts["predicts_lives"]
         series = {
             "dense": [_point(rows[0])],
-            ("learned lives" if life else facts["method"]): [_point(r) for r in slimmed],
+            ("the model's lives" if life else facts["method"]): [_point(r) for r in slimmed],
         }
         for key, label in (("random", "random lives"), ("random_on_dense_weights", "random lives, dense weights")):
             if all(key in row for row in slimmed):
@@ -267,7 +267,7 @@ def _trained_at(slim: Any) -> dict[str, Any]:
 
 
 def _random(learned: EvalResult, outcomes: Sequence[EvalResult]) -> dict[str, Any]:
-    """Mean accuracy of random orders; the learned order's lead over them, paired by image."""
+    """Mean accuracy of random orders; the lead of the model's own order over them, paired by image."""
     hits = np.mean([outcome.hits for outcome in outcomes], axis=0)
     difference, error = paired_difference(learned.hits, hits)
     return {

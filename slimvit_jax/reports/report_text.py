@@ -93,14 +93,15 @@ def _verdict(slimmed: list[dict[str, Any]], images: int) -> str:
 
 
 def _random(facts: dict[str, Any], slimmed: list[dict[str, Any]]) -> str:
+    seeds = "1 seed" if facts["seeds"] == 1 else f"{facts['seeds']} seeds"
     lines = [
-        "## Learned lives beside random ones",
+        "## The model's lives beside random ones",
         "",
-        f"The same budgets with patches ranked at random, {facts['seeds']} seeds; the lead of the learned order is "
-        "paired by image. On the final weights random orders are at a disadvantage: these weights were trained under "
-        "the learned order; the dense weights have seen no order at all.",
+        f"The same budgets with patches ranked at random, {seeds}; the lead of the model's order is paired by image. "
+        "On the final weights random orders are at a disadvantage: these weights were trained under the model's order; "
+        "the dense weights have seen no order at all.",
         "",
-        "| keep rate | learned, % | random, final weights, % | lead, points | random, dense weights, % "
+        "| keep rate | the model's, % | random, final weights, % | lead, points | random, dense weights, % "
         "| lead, points |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -120,7 +121,7 @@ def _random(facts: dict[str, Any], slimmed: list[dict[str, Any]]) -> str:
             (unclear if not _clear(lead) else ahead if lead["difference"] > 0 else behind).append(_label(row))
         said = []
         for rates, words in (
-            (ahead, "learned lives lead at"),
+            (ahead, "the model's lives lead at"),
             (behind, "random lives lead at"),
             (unclear, "undecided at"),
         ):
