@@ -22,7 +22,7 @@ from absl import flags
 from slimvit_jax.data.augment import Augment
 from slimvit_jax.data.batches import Batch, Cache, EvalBatches, Shard, TrainBatches, fits_cache
 from slimvit_jax.data.source import Source
-from slimvit_jax.data.workers import close_at_exit, start_worker
+from slimvit_jax.data.workers import close_at_exit, free_batches, start_worker
 from slimvit_jax.errors import SlimError
 from slimvit_jax.images.preprocess import Preprocess
 
@@ -133,6 +133,8 @@ class TrainIterator(grain.DatasetIterator):
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
+            del stream
+            free_batches(self._num_workers)
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -195,8 +197,14 @@ class EvalPass:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step, batch in enumerate(_schedule(self._batches, 0, self._num_workers)):
-            yield self._batches.finish(batch, step)
+        stream = _schedule(self._batches, 0, self._num_workers)
+        try:
+            for step, batch in enumerate(stream):
+                yield self._batches.finish(batch, step)
+        finally:
+            stream.close()
+            del stream
+            free_batches(self._num_workers)
 
 
 def eval_batches(

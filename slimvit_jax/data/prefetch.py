@@ -117,6 +117,7 @@ class DeviceIterator(grain.DatasetIterator):
                     self._queue.get_nowait()
                 except queue.Empty:
                     thread.join(0.05)
+            self._queue = queue.Queue(self._depth)  # the thread may have put a last batch
 
     def close(self) -> None:
         """Ends the thread, and the worker processes of the iterator below."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,16 @@ def start_worker(index: int, count: int) -> None:
 def _end_with(sentinel: int) -> None:
     wait([sentinel])
     os._exit(1)  # not sys.exit: the queues' threads wait for a reader that is gone
+
+
+def free_batches(num_workers: int) -> None:
+    """Frees what worker processes made for a stream that is closed and gone.
+
+    Its last batches lie in shared memory, held by cycles of grain's iterators; Python would free them at some later
+    time, or warn at its end of memory that leaks.
+    """
+    if num_workers:
+        gc.collect()
 
 
 def close_at_exit(iterator: Any) -> None:

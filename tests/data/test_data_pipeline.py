@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
@@ -269,6 +270,25 @@ def test_prefetch_shards_over_devices_and_measures_waiting():
     next(device)
     with pytest.raises(SlimError, match="file x is broken"):
         next(device)
+
+
+def test_nothing_stays_in_shared_memory(photos):
+    """Workers' batches are freed with their stream, not whenever Python next looks for cycles."""
+
+    def shared():
+        return [each for each in gc.get_objects() if type(each).__name__ == "SharedMemoryArray"]
+
+    source = open_source("folder", "train", photos)
+    gc.disable()
+    try:
+        evaluated = eval_batches(source, preprocess=Preprocess(8), batch_size=4, num_workers=2)
+        assert sum(batch["mask"].sum() for batch in evaluated) == 20 and shared() == []
+        trained = train_iterator(source, preprocess=Preprocess(8), augment=Augment("crop"), batch_size=4, num_workers=2)
+        with prefetch_to_device(trained) as device:
+            next(device)
+        assert shared() == []
+    finally:
+        gc.enable()
 
 
 def test_small_images_are_no_bottleneck():
