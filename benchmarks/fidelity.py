@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 import slimvit_jax as slim
+from benchmarks import coverage_orders
 from benchmarks.command import command_line, in_one_line, read_rows, write_rows
 from benchmarks.photo_cells import COVERAGE, EVERY
 from benchmarks.results import table
@@ -38,6 +39,10 @@ from slimvit_jax.inference.timing import describe_machine
 from slimvit_jax.training import build
 
 RATES = (0.7, 0.5)
+#: The same share in every layer.
+FROM_THE_FIRST = COVERAGE | {"locations": tuple(range(1, 12))}
+#: Experiments on the order, by their name among the methods.
+ORDERS = {"remade": coverage_orders.Remade, "redundant first": coverage_orders.RedundantFirst}
 TIMED = ("dense", "life regression, learned", "coverage, squeezed", "ToMe")
 
 
@@ -47,7 +52,7 @@ class Cell:
 
     Attributes:
       group, rate, variant: its name.
-      method, options: of `create_model`; method None is the dense model.
+      method, options: of `create_model`; method None is the dense model, one of ORDERS an experiment.
     """
 
     group: str
@@ -88,6 +93,20 @@ def all_cells(name: str, model: Mapping[str, Any]) -> Iterator[Cell]:
         yield cell("life regression, learned", REFERENCE, life())
         yield cell("life regression, learned, squeezed", REFERENCE, life(squeeze="mean"))
 
+    for rate in RATES:
+        life = lambda rate=rate, **fixed: {"locations": LOCATIONS, **matched(REFERENCE, rate, name, **fixed)}
+        cell = functools.partial(Cell, "why", rate)
+        three, every, first = life(**COVERAGE), life(**EVERY), life(**FROM_THE_FIRST)
+        yield cell("three drops, ordered anew at each", "remade", three)
+        yield cell("from layer 3 on, ordered anew in each", "remade", every)
+        yield cell("from layer 1 on, ordered once", REFERENCE, first)
+        yield cell("from layer 1 on, ordered anew in each", "remade", first)
+        yield cell("three drops, the most redundant first", "redundant first", three)
+        yield cell("from layer 3 on, the most redundant first", "redundant first", every)
+        counts = slim.create_model(name, method=REFERENCE, **model, **every).slim.plan.attention
+        r = tuple(a - b for a, b in zip(counts, (*counts[1:], counts[-1]), strict=True))
+        yield cell("from layer 3 on, ToMe", "tome", {"r": r})
+
 
 class Bench:
     """The dense model of a config and what its images give.
@@ -110,7 +129,10 @@ class Bench:
         """(model, variables) of a cell; what a method learns is fresh."""
         if cell.method is None:
             return self.dense, self.variables
-        model = slim.create_model(self.config.model.name, method=cell.method, **self.options, **cell.options)
+        method, options = cell.method, dict(cell.options)
+        if cell.method in ORDERS:
+            method, options = ORDERS[cell.method](**options), {}
+        model = slim.create_model(self.config.model.name, method=method, **self.options, **options)
         model = build.prepared(self.config, model)
         image = np.zeros((1, *model.img_size, model.in_chans), np.float32)
         if "slim" not in jax.eval_shape(model.init, jax.random.key(0), image)["params"]:
@@ -163,18 +185,18 @@ class Bench:
             yield row | {"variant": cell.variant, "batch": batch, "speed_ratio": ratio, "wall": list(times)}
 
 
-def tables(path: Path) -> str:
-    """The rows of a file as a table: each rate's models by their cosine, the difference from ToMe image by image.
+def tables(path: Path, group: str = "compare") -> str:
+    """A group's rows as a table: each rate's models by their cosine, the difference from ToMe image by image.
 
     Raises:
       SlimError: the file cannot be read.
     """
     if not path.exists():
         raise SlimError(f"{path}: No such file or directory")
-    rows = sorted(
-        (row for row in read_rows(path) if row["group"] == "compare"), key=lambda row: (-row["rate"], -row["cosine"])
-    )
-    peers = {row["rate"]: np.asarray(row["lost"]) / 1e6 for row in rows if row["variant"] == "ToMe"}
+    found = read_rows(path)
+    peers = {row["rate"]: np.asarray(row["lost"]) / 1e6 for row in found if row["variant"] == "ToMe"}
+    shown = [row for row in found if row["group"] == group]
+    rows = sorted(shown, key=lambda row: (-row["rate"], -row["cosine"]))
     scored = any("accuracy" in row for row in rows)
     cells = []
     for row in rows:

@@ -195,6 +195,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "fashion budgets": _of("study_micro", study_tables.budgets),
     "fidelity photos": lambda results: fidelity.tables(results / "fidelity" / "photos_val.jsonl"),
     "fidelity photos, training images": lambda results: fidelity.tables(results / "fidelity" / "photos_train.jsonl"),
+    "fidelity photos, why": lambda results: fidelity.tables(results / "fidelity" / "photos_train.jsonl", "why"),
     "fidelity fashion": lambda results: fidelity.tables(results / "fidelity" / "fashion_test.jsonl"),
     "fidelity digits": lambda results: fidelity.tables(results / "fidelity" / "digits_test.jsonl"),
     "papers counts": counts,

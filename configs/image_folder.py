@@ -11,11 +11,11 @@ others.
 
 --config.stages.dense.trainable=head tunes the classifier alone. Models compute in bfloat16, an ONNX file in float32.
 
-DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, in one stage, with what did best
-on held-out photographs (docs/results.md): lives from coverage, the dead merged into their most similar survivors,
-masks in training where inference drops, and a keep rate drawn for every image, so that one set of weights serves them
-all. Epochs and learning rates are starting points. Learned lives and the paper's two stages are in
-configs/imagenet_deit_small.py.
+DeiT-S with timm's ImageNet weights is tuned to your classes first. It is slimmed then, in one stage, with lives from
+coverage and the dead merged into their most similar survivors, which did better than learned lives on held-out
+photographs (docs/results.md). Training masks what inference drops, and every image draws its keep rate, so that one
+set of weights serves them all. Epochs and learning rates are starting points. Learned lives in the paper's two stages
+are in configs/imagenet_deit_small.py.
 
 Source: ours.
 Losses: dense: classification. finetune: classification.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import slimvit_jax as slim
-from benchmarks import fidelity
+from benchmarks import coverage_orders, fidelity
 from benchmarks.study_cells import reference_flops
+from slimvit_jax.methods.life_regression import LifeRegression
 
 MODEL = dict(img_size=32, patch_size=4, in_chans=1, embed_dim=32, depth=12, num_heads=2, num_classes=10)  # 64 patches
 
@@ -20,6 +24,30 @@ def test_cells_cost_what_they_should():
         if cell.group == "compare" and cell.method not in (None, "tome"):
             cost = slim.flops(slim.create_model("vit", method=cell.method, **MODEL, **cell.options)).total
             assert cost == pytest.approx(reference_flops(MODEL, cell.rate), rel=0.03), cell.name
+
+
+def test_the_most_redundant_dies_first():
+    """Of 0, 10, 11 and 90 degrees: 10 joins 11, then 0 joins those two, then 90, which weighs less than the three."""
+    angles = np.deg2rad([0.0, 10.0, 11.0, 90.0])
+    patches = np.stack([np.cos(angles), np.sin(angles)], axis=1)[None]
+    assert coverage_orders.elimination_ranks(jnp.asarray(patches)).tolist() == [[2, 3, 0, 1]]
+
+
+def test_an_order_made_anew():
+    """With a single drop it is coverage's own; with more, other patches stay."""
+    kept = {}
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 1))
+    for locations in ((4,), (4, 7, 10)):
+        options = dict(keep_rate=0.5, locations=locations, lives="coverage", squeeze="mean")
+        for kind in (LifeRegression, coverage_orders.Remade):
+            model = slim.create_model("vit", method=kind(**options), **MODEL)
+            variables = model.init(jax.random.key(1), images)
+            kept[kind, locations] = np.sort(model.apply(variables, images, return_aux=True)[1].kept[-1])
+    one, three = (
+        [kept[kind, places] for kind in (LifeRegression, coverage_orders.Remade)] for places in ((4,), (4, 7, 10))
+    )
+    assert np.array_equal(*one) and not np.array_equal(*three)
+    assert three[0].shape == three[1].shape
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, capsys):
