@@ -26,7 +26,8 @@ from benchmarks.results import NAMES, table
 from slimvit_jax import training
 from slimvit_jax.budget.bench import Bench
 from slimvit_jax.budget.cost import Clock, CostModel, measure
-from slimvit_jax.budget.fit import LIVES, SCREENED, families_of, shapes_of
+from slimvit_jax.budget.fit import LIVES, SCREENED, shapes_of
+from slimvit_jax.budget.given import families_of
 from slimvit_jax.budget.layerwise import Layerwise, Programs
 from slimvit_jax.budget.race import Race
 from slimvit_jax.huge_pages import restart_with_huge_pages

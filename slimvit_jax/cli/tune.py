@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     methods = args.methods if args.methods in (None, "all") else tuple(args.methods.split(","))
 
     from slimvit_jax.budget import tune
-    from slimvit_jax.budget.fit import check_target, families_of
+    from slimvit_jax.budget.given import check_target, families_of
     from slimvit_jax.files import write_json, write_text
     from slimvit_jax.inference.timing import describe_machine
     from slimvit_jax.reports.front import draw_front, front_table

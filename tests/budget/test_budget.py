@@ -12,7 +12,7 @@ from slimvit_jax.__main__ import main, parser_of
 from slimvit_jax.budget import layerwise, schedules, tune
 from slimvit_jax.budget.bench import Bench
 from slimvit_jax.budget.cost import CostModel, fit_layer, reductions
-from slimvit_jax.budget.fit import USUAL, families_of
+from slimvit_jax.budget.given import USUAL, families_of
 from slimvit_jax.budget.layerwise import Family, Layerwise, divergence, turned
 from slimvit_jax.budget.race import Race, drawn
 from slimvit_jax.budget.search import SLACK, descend, neighbours
