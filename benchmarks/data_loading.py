@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -26,7 +24,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.command import command_line
+from benchmarks.timm_worker import import_timm
 from slimvit_jax.data import Augment, Preprocess, open_source, train_iterator
+from slimvit_jax.files import write_json
+from slimvit_jax.inference.timing import describe_machine
 
 RECIPES = {
     "deit": {"hflip": 0.5, "randaugment": "rand-m9-mstd0.5-inc1", "erase_prob": 0.25, "interpolation": "bicubic"},
@@ -52,22 +54,6 @@ def make_files(root: Path, count: int, entries: int) -> None:
             os.link(directory / f"{i:04}.jpg", directory / f"{i:04}-{copy}.jpg")
 
 
-def import_timm() -> object:
-    """timm.data; where torchvision's compiled operators do not load, their names are declared first."""
-    try:
-        return importlib.import_module("timm.data")
-    except RuntimeError:
-        import torch
-
-        for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm")]:
-            del sys.modules[name]
-        import_timm.library = torch.library.Library("torchvision", "DEF")  # type: ignore[attr-defined]
-        for name in ("nms", "qnms"):
-            declaration = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            import_timm.library.define(declaration)  # type: ignore[attr-defined]
-        return importlib.import_module("timm.data")
-
-
 def timm_batches(
     root: Path, recipe: dict, batch: int, workers: int, prefetcher: bool
 ) -> Generator[np.ndarray, None, None]:
@@ -75,12 +61,13 @@ def timm_batches(
     import torch
 
     torch.set_num_threads(1)
-    data = import_timm()
+    import_timm(torch)
+    data = importlib.import_module("timm.data")
     # timm 1.0.31 asks for 0 bits at full magnitude, which Pillow 13 refuses.
     operations = importlib.import_module("timm.data.auto_augment").NAME_TO_OP
     operations["PosterizeIncreasing"] = lambda image, bits, **_: ImageOps.posterize(image, max(1, min(bits, 8)))
-    loader = data.create_loader(  # type: ignore[attr-defined]
-        data.create_dataset("", root=str(root / "train")),  # type: ignore[attr-defined]
+    loader = data.create_loader(
+        data.create_dataset("", root=str(root / "train")),
         input_size=(3, 224, 224),
         batch_size=batch,
         is_training=True,
@@ -162,9 +149,8 @@ def main() -> None:
         ratio = median["slimvit_jax"] / rate
         print(f"{name:18} {rate:8.1f} images/s  ({low:.1f} to {high:.1f})  slimvit_jax / this = {ratio:.2f}")
     if args.json:
-        args.json.write_text(
-            json.dumps({"settings": {**vars(args), "data": str(args.data), "json": ""}, "rates": rates})
-        )
+        about = {"command": command_line("data_loading", folders=False), "machine": describe_machine()}
+        write_json(args.json, about | {"rates": rates})
 
 
 if __name__ == "__main__":
