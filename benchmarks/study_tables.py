@@ -126,16 +126,20 @@ def untuned(study: Study) -> str:
 
 
 def pairs(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
-    """Life regression by coverage, squeezed, minus every other variant, image by image."""
-    ours = {"untuned": "coverage lives, squeezed", "main": f"{LIFE}, squeezed"}
-    kinds = [(group, rate) for group in ours for rate in rates]
+    """Life regression by coverage, squeezed, minus every other variant, image by image; last, with rates drawn."""
+    ours = {"untuned": ("untuned", "coverage lives, squeezed"), "tuned": ("main", f"{LIFE}, squeezed")}
+    ours["rates drawn"] = ("main", ONE_FOR_ALL)
+    kinds = [(group, own, rate) for group, own in ours.values() for rate in rates]
+    fixed = [own for _, own in list(ours.values())[:2]]
     rows = []
     for name in dict.fromkeys([*best_first(study, "main", rates), *best_first(study, "untuned", rates)]):
-        if name not in ours.values():
-            both = [(study.hits(group, ours[group], rate), study.hits(group, name, rate)) for group, rate in kinds]
-            rows.append([label(name), *[paired(own, other) for own, other in both]])
-    named = {"untuned": "untuned", "main": "tuned"}
-    return table(["life regression, squeezed, minus", *[f"{named[group]}, {rate:g}" for group, rate in kinds]], rows)
+        if name not in fixed:
+            both = [(study.hits(group, own, rate), study.hits(group, name, rate)) for group, own, rate in kinds]
+            same = [own == name for _, own, _ in kinds]
+            cells = ["—" if equal else paired(*hits) for equal, hits in zip(same, both, strict=True)]
+            rows.append([label(name), *cells])
+    heads = [f"{called}, {rate:g}" for called in ours for rate in rates]
+    return table(["life regression, squeezed, minus", *heads], rows)
 
 
 def chosen(study: Study) -> str:
