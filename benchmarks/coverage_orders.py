@@ -42,7 +42,7 @@ def elimination_ranks(patches: Array) -> Array:
     The nearest takes its size over, and so on with those that are left.
     """
     cosines = coverage.similarities(patches)
-    batch, n, _ = cosines.shape
+    batch, n = cosines.shape[:2]
     places = jnp.arange(n)
 
     def step(done: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -50,7 +50,7 @@ def elimination_ranks(patches: Array) -> Array:
         cost = jnp.where(ranks < 0, size * (1 - cosines.max(axis=2)), jnp.inf)
         dead = cost.argmin(axis=1)[:, None]
         host = gather(cosines, dead)[:, 0].argmax(axis=1)[:, None]
-        size = jnp.where(places == host, size + jnp.take_along_axis(size, dead, axis=1), size)
+        size = jnp.where(places == host, size + gather(size, dead), size)
         ranks = jnp.where(places == dead, n - 1 - done, ranks)
         return jnp.where((places == dead)[:, None, :], -jnp.inf, cosines), size, ranks
 

@@ -70,12 +70,16 @@ class Cell:
 def all_cells(name: str, model: Mapping[str, Any]) -> Iterator[Cell]:
     """Every cell, what matters most first."""
     matched = functools.partial(matched_options, model)
+
+    def merges(life: Mapping[str, Any]) -> tuple[int, ...]:
+        """What ToMe merges in every layer to have as many tokens as life regression, as far as it can."""
+        counts = slim.create_model(name, method=REFERENCE, **model, **life).slim.plan.attention
+        return tuple(min(a - b, a // 2) for a, b in zip(counts, (*counts[1:], counts[-1]), strict=True))
+
     yield Cell("compare", 1.0, "dense", None, {})
     for rate in RATES:
         life = lambda rate=rate, **fixed: {"locations": LOCATIONS, **matched(REFERENCE, rate, name, **fixed)}
         cell = functools.partial(Cell, "compare", rate)
-        learned = slim.create_model(name, method=REFERENCE, **model, **life()).slim.plan.attention
-        merged = tuple(min(a - b, a // 2) for a, b in zip(learned, (*learned[1:], learned[-1]), strict=True))
         yield cell("coverage, squeezed", REFERENCE, life(**COVERAGE))
         yield cell("ToMe", "tome", matched("tome", rate, name))
         yield cell("coverage, squeezed in every layer", REFERENCE, life(**EVERY))
@@ -84,7 +88,7 @@ def all_cells(name: str, model: Mapping[str, Any]) -> Iterator[Cell]:
         for order, called in (("greedy", "one by one"), ("parallel", "in two passes")):
             yield cell(f"coverage {called}, squeezed", REFERENCE, life(**COVERAGE, coverage_order=order))
         yield cell("coverage, squeezed by TPS", REFERENCE, life(lives="coverage", squeeze=True))
-        yield cell("ToMe in the same three layers", "tome", {"r": merged})
+        yield cell("ToMe in the same three layers", "tome", {"r": merges(life())})
         yield cell("EViT", "evit", matched("evit", rate, name))
         yield cell("EViT, squeezed", "evit", matched("evit", rate, name, squeeze="mean"))
         yield cell("top-k", "topk", matched("topk", rate, name))
@@ -103,9 +107,7 @@ def all_cells(name: str, model: Mapping[str, Any]) -> Iterator[Cell]:
         yield cell("from layer 1 on, ordered anew in each", "remade", first)
         yield cell("three drops, the most redundant first", "redundant first", three)
         yield cell("from layer 3 on, the most redundant first", "redundant first", every)
-        counts = slim.create_model(name, method=REFERENCE, **model, **every).slim.plan.attention
-        r = tuple(a - b for a, b in zip(counts, (*counts[1:], counts[-1]), strict=True))
-        yield cell("from layer 3 on, ToMe", "tome", {"r": r})
+        yield cell("from layer 3 on, ToMe", "tome", {"r": merges(every)})
 
 
 class Bench:

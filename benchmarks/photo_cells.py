@@ -43,7 +43,7 @@ ALSO_UNTUNED = {
 }
 #: Trained with every seed at both rates; the others with the first alone.
 SEVERAL = ("life_regression, squeezed", "tome", "random", "topk")
-#: Of the methods since 2023, the two that are most accurate at 0.5 without tuning.
+#: Of the methods since 2023, the two that are most accurate at 0.5 without tuning (on the validation images).
 NEWEST = ("mctf", "tofu")
 #: Single-stage training of a predictor and its backbone, as on Fashion-MNIST.
 JOINT = {"lr": {"method": 1e-2}}

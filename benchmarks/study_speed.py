@@ -42,12 +42,13 @@ def models_at(study: Study, rate: float, groups: Sequence[str]) -> dict[str, Any
 def measure(study: Study, rate: float, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one keep rate."""
     models = models_at(study, rate, args.groups)
-    once = {id(model): (model, init_variables(model, 0)) for model in models.values()}
-    speeds = measure_speed({str(key): pair for key, pair in once.items()}, args.batch, rounds=args.rounds)
-    dense = speeds[str(id(models["dense"]))].seconds
+    names = {id(model): name for name, model in models.items()}  # one for all that are equal
+    once = {name: (models[name], init_variables(models[name], 0)) for name in names.values()}
+    speeds = measure_speed(once, args.batch, rounds=args.rounds)
+    dense = speeds["dense"].seconds
     rows = []
     for name, model in models.items():
-        speed = speeds[str(id(model))]
+        speed = speeds[names[id(model)]]
         row = {"variant": name, "keep_rate": rate, "flops": flops(model).total, "wall": list(speed.seconds)}
         row["images_per_second"] = speed.images_per_second
         rows.append(row | {"speed_ratio": float(np.median(np.divide(dense, speed.seconds)))})

@@ -127,17 +127,19 @@ def untuned(study: Study) -> str:
 
 def pairs(study: Study, rates: Sequence[float] = (0.7, 0.5)) -> str:
     """Life regression by coverage, squeezed, minus every other variant, image by image; last, with rates drawn."""
-    ours = {"untuned": ("untuned", "coverage lives, squeezed"), "tuned": ("main", f"{LIFE}, squeezed")}
-    ours["rates drawn"] = ("main", ONE_FOR_ALL)
-    kinds = [(group, own, rate) for group, own in ours.values() for rate in rates]
-    fixed = [own for _, own in list(ours.values())[:2]]
+    ours = {
+        "untuned": ("untuned", "coverage lives, squeezed"),
+        "tuned": ("main", f"{LIFE}, squeezed"),
+        "rates drawn": ("main", ONE_FOR_ALL),
+    }
     rows = []
     for name in dict.fromkeys([*best_first(study, "main", rates), *best_first(study, "untuned", rates)]):
-        if name not in fixed:
-            both = [(study.hits(group, own, rate), study.hits(group, name, rate)) for group, own, rate in kinds]
-            same = [own == name for _, own, _ in kinds]
-            cells = ["—" if equal else paired(*hits) for equal, hits in zip(same, both, strict=True)]
-            rows.append([label(name), *cells])
+        if name not in (ours["untuned"][1], ours["tuned"][1]):
+            rows.append([label(name)])
+            for group, own in ours.values():
+                for rate in rates:
+                    other = None if own == name else study.hits(group, name, rate)
+                    rows[-1].append(paired(study.hits(group, own, rate), other))
     heads = [f"{called}, {rate:g}" for called in ours for rate in rates]
     return table(["life regression, squeezed, minus", *heads], rows)
 

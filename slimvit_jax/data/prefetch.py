@@ -74,7 +74,7 @@ class DeviceIterator(grain.DatasetIterator):
     def start_prefetch(self) -> None:
         """Starts the background thread, if it does not run yet."""
         if self._thread is None:
-            self._stop, self._queue = threading.Event(), queue.Queue(self._depth)
+            self._stop = threading.Event()
             arguments = (iter(self._batches), self._stop, self._queue)
             self._thread = threading.Thread(target=self._fill, args=arguments, name="prefetch_to_device", daemon=True)
             self._thread.start()
